@@ -1,5 +1,6 @@
 """What the tests and refresh.py know about the notebook as a file, and a way to run it cell by cell."""
 
+import base64
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "mnist_framework_comparison.ipynb"
 README = ROOT / "README.md"
+PICTURE = ROOT / ".github" / "ladder.png"
 
 
 def committed():
@@ -57,6 +59,14 @@ def table_under(notebook, heading):
     cells = iter(notebook.cells)
     next(c for c in cells if c.cell_type == "markdown" and heading in c.source.splitlines())
     return table(next(text for text in map(markdown, code_cells(cells)) if "|" in text))
+
+
+def image_under(notebook, heading):
+    """The first PNG, as bytes, that a cell displays below a heading."""
+    cells = iter(notebook.cells)
+    next(c for c in cells if c.cell_type == "markdown" and heading in c.source.splitlines())
+    data = [output.get("data", {}) for cell in code_cells(cells) for output in cell.outputs]
+    return base64.b64decode(next(item["image/png"] for item in data if "image/png" in item))
 
 
 class Session:

@@ -7,7 +7,17 @@ import re
 import sys
 
 import nbformat
-from notebook import NOTEBOOK, README, committed, markdown, new_client, table
+from notebook import (
+    NOTEBOOK,
+    PICTURE,
+    README,
+    committed,
+    image_under,
+    markdown,
+    new_client,
+    table,
+    table_under,
+)
 
 
 def execute():
@@ -30,7 +40,9 @@ def refresh_readme():
     notebook = committed()
     text = README.read_text(encoding="utf-8")
     text = between_markers(text, "results", table(markdown(notebook.cells[-1])))
+    text = between_markers(text, "ladder", table_under(notebook, "### The ladder"))
     README.write_text(text, encoding="utf-8")
+    PICTURE.write_bytes(image_under(notebook, "### The picture"))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,19 @@ import statistics
 
 import nbformat
 import pytest
-from notebook import NOTEBOOK, README, code_cells, committed, markdown, printed, section, table
+from notebook import (
+    NOTEBOOK,
+    PICTURE,
+    README,
+    code_cells,
+    committed,
+    image_under,
+    markdown,
+    printed,
+    section,
+    table,
+    table_under,
+)
 
 NB = committed()
 SECTIONS = {3: "sequential", 4: "functional", 5: "pytorch"}
@@ -85,16 +97,11 @@ def test_sections_use_the_same_names(number):
     prefix = SECTIONS[number]
     names = set()
     for cell in code_cells(section(NB, number)):
-        for node in ast.parse(cell.source).body:
+        for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.FunctionDef):
                 names.add(node.name)
-            elif isinstance(node, ast.Assign):
-                names |= {
-                    n.id
-                    for target in node.targets
-                    for n in ast.walk(target)
-                    if isinstance(n, ast.Name)
-                }
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
     for function in ("build", "compile", "batches", "evaluate", "train"):
         assert f"{function}_{prefix}" in names
     for variable in ("model", "parameters", "optimizer", "history", "test", "predictions"):
@@ -123,6 +130,13 @@ def test_sections_print_the_same_lines():
 
 def test_readme_shows_the_results_table():
     assert "\n".join(table(markdown(NB.cells[-1]))) in README.read_text(encoding="utf-8")
+
+
+def test_readme_shows_the_ladder_and_its_picture():
+    text = README.read_text(encoding="utf-8")
+    assert "\n".join(table_under(NB, "### The ladder")) in text
+    assert "(.github/ladder.png)" in text
+    assert PICTURE.read_bytes() == image_under(NB, "### The picture")
 
 
 def test_readme_code_is_the_notebooks():

@@ -18,7 +18,7 @@ def set_parameter(session, name, value):
     index = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
     session.run([cells[index]])
     session.execute(f"{name} = {value}")
-    session.run([cells[index + 1]])
+    session.run(cells[index + 1 : index + 3])
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_lines_of_code_counts_neither_docstrings_nor_comments(short_run):
     short_run.execute(
         'def probe():\n    """Doc\n    string."""\n\n    # comment\n    return (\n        1\n    )'
     )
-    assert short_run.value("lines_of_code(probe)") == 4
+    assert short_run.value("lines_of_code(probe)") == 2
 
 
 def test_speed_settings_pay(full_run):
