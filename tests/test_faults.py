@@ -1,5 +1,7 @@
 """What happens to notebooks: cells run twice, interruptions, damaged data, odd environments."""
 
+import functools
+import http.server
 import json
 import os
 import shutil
@@ -15,7 +17,11 @@ from notebook import ROOT, code_cells, committed, kernel, markdown, printed, sec
 
 RAW = ROOT / "data" / "MNIST" / "raw"
 ARCHIVES = sorted(path.name for path in RAW.glob("*.gz"))
-NO_NETWORK = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+NO_NETWORK = {
+    "http_proxy": "http://127.0.0.1:9",
+    "https_proxy": "http://127.0.0.1:9",
+    "no_proxy": "127.0.0.1",
+}
 REPORT_NOTHING = "report=lambda epoch, logs: None"
 
 
@@ -126,14 +132,18 @@ def test_a_damaged_archive_is_refused_by_name(offline, checkout, archive, how):
 def test_a_damaged_archive_is_replaced_when_there_is_a_mirror(offline, checkout):
     path = checkout / "data" / "MNIST" / "raw" / ARCHIVES[0]
     damage(path, "truncated")
-    offline.execute(
-        "mirrors = torchvision.datasets.MNIST.mirrors\n"
-        f"torchvision.datasets.MNIST.mirrors = [{RAW.as_uri() + '/'!r}]\n"
-        "try:\n"
-        "    load_mnist(data_dir)\n"
-        "finally:\n"
-        "    torchvision.datasets.MNIST.mirrors = mirrors"
-    )
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=RAW)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as mirror:
+        threading.Thread(target=mirror.serve_forever, daemon=True).start()
+        try:
+            offline.execute(
+                "mirrors = torchvision.datasets.MNIST.mirrors\n"
+                f"torchvision.datasets.MNIST.mirrors = ['http://127.0.0.1:{mirror.server_port}/']\n"
+                "load_mnist(data_dir)\n"
+                "torchvision.datasets.MNIST.mirrors = mirrors"
+            )
+        finally:
+            mirror.shutdown()
     assert path.read_bytes() == (RAW / ARCHIVES[0]).read_bytes()
     assert sorted(p.name for p in path.parent.iterdir()) == ARCHIVES
 
