@@ -63,10 +63,17 @@ def test_a_section_needs_only_setup_and_data(setup_and_data, short_run, number):
     assert setup_and_data.value(f"{name}_test") == short_run.value(f"{name}_test")
 
 
+@pytest.fixture(scope="module")
+def two_sections(setup_and_data):
+    """The same kernel after the sections of one Keras API and of PyTorch."""
+    setup_and_data.run_sections(3, 5)
+    return setup_and_data
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 @pytest.mark.parametrize("name", ["sequential", "pytorch"])
-def test_an_interrupted_training_starts_anew(setup_and_data, short_run, name):
-    session = setup_and_data
+def test_an_interrupted_training_starts_anew(two_sections, short_run, name):
+    session = two_sections
     session.execute("epochs = 50")
     threading.Timer(8, os.kill, (session.value("os.getpid()"), signal.SIGINT)).start()
     with pytest.raises(CellExecutionError) as caught:
@@ -257,8 +264,8 @@ def test_papermill_from_another_folder(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [50_000, 999])
-def test_other_batch_sizes_use_every_image(setup_and_data, batch_size):
-    session = setup_and_data
+def test_other_batch_sizes_use_every_image(two_sections, batch_size):
+    session = two_sections
     session.execute(
         f"batch_size = {batch_size}\nsteps_per_epoch = math.ceil(len(x_train) / batch_size)"
     )
