@@ -52,7 +52,7 @@ def test_pytorch_returns_the_logits_of_the_same_network(run):
 def test_adam_and_the_loss_have_the_protocols_settings(run):
     for section in SECTIONS[:2]:
         config = run.value(f"{section}_model.optimizer.get_config()")
-        assert config["name"] == "adam"
+        assert run.value(f"type({section}_model.optimizer).__name__") == "Adam"
         assert config["learning_rate"] == pytest.approx(0.001)
         assert (config["beta_1"], config["beta_2"], config["epsilon"]) == (0.9, 0.999, 1e-7)
         assert run.value(f"type({section}_model.loss).__name__") == "SparseCategoricalCrossentropy"
