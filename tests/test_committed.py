@@ -136,6 +136,12 @@ def test_readme_shows_the_ladder_and_its_picture():
     assert PICTURE.read_bytes() == image_under(NB, "### The picture")
 
 
+def test_readme_says_how_long_a_run_takes():
+    minutes = re.search(r"took ([\d.]+) minutes", markdown(NB.cells[-1]))[1]
+    assert float(minutes) < 10
+    assert "less than ten minutes" in " ".join(README.read_text(encoding="utf-8").split())
+
+
 def test_readme_code_is_the_notebooks():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     source = {line.strip() for cell in code_cells(NB.cells) for line in cell.source.splitlines()}
