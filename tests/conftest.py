@@ -1,29 +1,43 @@
 import pytest
-from notebook import kernel
+from harness import kernel
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "full: needs the full run of the notebook")
+    config.addinivalue_line("markers", "full: trains for all 15 epochs of the protocol")
+    config.addinivalue_line("markers", "waits: asks the full run, so it comes last")
 
 
 def pytest_collection_modifyitems(items):
+    """Mark what needs the full run, and put it last: the run goes on meanwhile."""
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {}).values()
         if "full_run" in item.fixturenames or "full_run" in values:
             item.add_marker("full")
+            item.add_marker("waits")
+    items.sort(key=lambda item: item.get_closest_marker("waits") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def running(request):
+    """The full run of the notebook, begun with the first test if any test needs it."""
+    if not any(item.get_closest_marker("waits") for item in request.session.items):
+        yield None
+        return
+    with kernel() as session:
+        yield session, session.start()
 
 
 @pytest.fixture(scope="session")
-def full_run():
-    """The whole notebook with its own parameters, in a kernel that is still there to be asked."""
-    with kernel() as session:
-        session.run()
-        yield session
+def full_run(running):
+    """The whole notebook with its own parameters, in a kernel that can still be asked."""
+    session, run = running
+    run.result()
+    return session
 
 
 @pytest.fixture(scope="session")
 def short_run():
-    """The whole notebook for one epoch and two seeds."""
-    with kernel(MNIST_EPOCHS="1", MNIST_SEEDS="0, 1") as session:
+    """The whole notebook for one epoch and one seed."""
+    with kernel(MNIST_EPOCHS="1", MNIST_SEEDS="0") as session:
         session.run()
         yield session

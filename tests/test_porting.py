@@ -1,0 +1,190 @@
+"""Section 8: the check finds every planted mistake, passes what is right, and refuses the rest."""
+
+import copy
+
+import numpy as np
+import pytest
+from harness import definitions, fields, table_under
+
+n = definitions(
+    *("float_type", "KerasAdam", "train_one_epoch", "option"),
+    *("STEPS", "two_updates", "check_port", "first_off"),
+)
+keras, nn, torch = n.keras, n.nn, n.torch
+ROUNDED = {"beta_1": float(np.float32(0.9)), "beta_2": float(np.float32(0.999))}
+BETAS = tuple(ROUNDED.values())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_every_mistake_is_caught_where_the_table_says(short_run, seed):
+    wrong = short_run.value(
+        "[[name, first_off(differences_of(port, "
+        f"{seed})), expected] for name, expected, port in MISTAKES]"
+    )
+    assert len(wrong) >= 14
+    assert [found for found in wrong if found[1] != found[2]] == []
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_the_right_port_stays_at_rounding(short_run, seed):
+    largest = short_run.value(f"float(max(differences_of(Port(), {seed}).values()))")
+    assert largest < 1e-13
+
+
+def test_a_mistake_caught_elsewhere_than_expected_stops_the_notebook(short_run):
+    cell = next(c for c in short_run.notebook.cells if "in MISTAKES:" in c.source)
+    loop = cell.source[cell.source.index("progress, rows") :]
+    short_run.execute("kept, MISTAKES = MISTAKES, [('planted', 'data', Port())]")
+    short_run.execute(
+        f"try:\n    exec({loop!r})\nexcept AssertionError as error:\n    stopped = str(error)\n"
+        "finally:\n    MISTAKES = kept"
+    )
+    assert "caught at none, not at data" in short_run.value("stopped")
+
+
+def test_accuracy_does_not_tell_right_from_wrong(short_run):
+    rows = [
+        fields(line) for line in table_under(short_run.notebook, "### The mistakes")[2:]
+    ]
+    accuracy = {row[0]: float(row[4].rstrip("%")) for row in rows}
+    right = accuracy["none (to PyTorch)"]
+    assert accuracy["none (to Keras)"] == pytest.approx(right, abs=0.5)
+    close = [name for name in accuracy if abs(accuracy[name] - right) < 1]
+    assert '`reduction="sum"`' in close and len(close) >= 6
+
+
+class Images(nn.Module):
+    """The PyTorch half of a small convolutional network with global pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, stride=2)
+        self.output = nn.Linear(8, 5)
+
+    def forward(self, x):
+        hidden = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.output(hidden.mean(dim=(2, 3)))
+
+
+def image_models():
+    """The same network in both, with equal weights; kernels are square where they can be."""
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.Input((12, 10, 3)),
+        keras.layers.Conv2D(8, 3, activation="relu"),
+        keras.layers.Conv2D(8, 3, strides=2, activation="relu"),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(5),
+    ]
+    keras_model, model = keras.Sequential(layers), Images()
+    with n.float_type("float64"):
+        adam = keras.optimizers.Adam(1e-3, **ROUNDED)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    keras_model.compile(adam, loss, metrics=["accuracy"])
+    permutations = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+    with torch.no_grad():
+        for parameter, weight in zip(
+            model.parameters(), keras_model.get_weights(), strict=True
+        ):
+            moved = weight.transpose(permutations[weight.ndim]).copy()
+            parameter.copy_(torch.from_numpy(moved))
+    return keras_model, model
+
+
+def check_images(keras_model, model, channels_first=True):
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(7, 12, 10, 3)).astype("float32"), np.arange(7) % 5
+    moved = torch.from_numpy(np.moveaxis(x, -1, 1).copy() if channels_first else x)
+    adam = n.KerasAdam(model.parameters(), 1e-3, betas=BETAS, eps=1e-7)
+    batch = moved, torch.from_numpy(y)
+    loss = nn.CrossEntropyLoss()
+    return n.check_port(
+        keras_model, (x, y), model, loss, adam, batch, n.train_one_epoch
+    )
+
+
+def test_a_convolutional_port_passes_and_stays_as_it_was():
+    keras_model, model = image_models()
+    before = keras_model.get_weights(), copy.deepcopy(model.state_dict())
+    differences = check_images(keras_model, model)
+    assert list(differences) == n.STEPS
+    assert max(differences.values()) < 1e-12
+    for old, new in zip(before[0], keras_model.get_weights(), strict=True):
+        assert np.array_equal(old, new)
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, before[1][name])
+    assert keras.config.floatx() == "float32"
+
+
+def test_a_square_convolution_kernel_that_is_only_transposed_is_found():
+    keras_model, model = image_models()
+    with torch.no_grad():
+        weight = model.second.weight
+        weight.copy_(weight.transpose(2, 3).clone())
+    assert n.first_off(check_images(keras_model, model)) == "weights"
+
+
+def test_an_embedding_is_not_transposed():
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((4,), dtype="int32"), keras.layers.Embedding(6, 6)]
+    layers += [
+        keras.layers.GlobalAveragePooling1D(),
+        keras.layers.Dense(3, activation="softmax"),
+    ]
+    keras_model = keras.Sequential(layers)
+    embedding, kernel, bias = keras_model.get_weights()
+    model = nn.Sequential(
+        nn.Embedding(6, 6), nn.AdaptiveAvgPool2d((1, None)), nn.Flatten()
+    )
+    model.append(nn.Linear(6, 3))
+    with torch.no_grad():
+        for parameter, array in zip(
+            model.parameters(), (embedding, kernel.T, bias), strict=True
+        ):
+            parameter.copy_(torch.from_numpy(array.copy()))
+    tokens = np.random.default_rng(0).integers(0, 6, size=(5, 4)).astype("int32")
+    with torch.no_grad():
+        ported = model(torch.from_numpy(tokens)).softmax(dim=1).numpy()
+    assert np.allclose(ported, keras_model(tokens).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["number", "shape"])
+def test_models_that_do_not_match_are_refused(change):
+    keras_model, model = image_models()
+    model.output = (
+        nn.Linear(8, 5, bias=False) if change == "number" else nn.Linear(8, 6)
+    )
+    with pytest.raises(ValueError, match="differ in number or shape"):
+        check_images(keras_model, model)
+    assert keras.config.floatx() == "float32"
+
+
+def test_the_optimizers_defaults_are_those_of_fresh_objects(short_run):
+    lines = table_under(short_run.notebook, "### Other optimizers")
+    rates = {fields(line)[0]: fields(line)[1] for line in lines[2:]}
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    for name, shown in rates.items():
+        ours = getattr(keras.optimizers, name.replace("NA", "Na"))()
+        theirs = getattr(torch.optim, name)(weights)
+        rates = [float(ours.learning_rate), theirs.defaults["lr"]]
+        values = [float(value) for value in shown.strip("*").split("/")]
+        assert values == pytest.approx(rates if len(values) == 2 else rates[:1])
+        assert (len(values) == 2) == shown.startswith("**")
+
+
+def test_keras_on_pytorch_agrees_with_both_but_for_rounding(short_run):
+    table = table_under(short_run.notebook, "### Formula or engine?")
+    rows = [fields(line) for line in table[2:]]
+    assert len(rows) == 2
+    # Rounding that ReLU amplifies stays far below the 300 predictions of the defaults.
+    assert all(int(row[2]) < 100 for row in rows)
+
+
+def test_a_failing_child_says_why(short_run):
+    cell = next(c for c in short_run.notebook.cells if "subprocess.run(" in c.source)
+    broken = cell.source.replace("model.fit(x, y", 'model.fit(y, "planted"')
+    short_run.execute(
+        f"try:\n    exec({broken!r})\nexcept RuntimeError as e:\n    why = str(e)"
+    )
+    assert len(short_run.value("why").splitlines()) <= 5
+    assert "Error" in short_run.value("why")

@@ -1,0 +1,164 @@
+"""Section 7: the frameworks compute the same, and its assertions notice when they do not."""
+
+import itertools
+
+import pytest
+from harness import fields, table_under
+from nbclient.exceptions import CellExecutionError
+
+SEEDS = range(5)
+
+
+def test_the_ladder_descends_on_every_seed(full_run):
+    first = full_run.value(
+        "[[rung[1].weights for rung in rungs] for rungs in ladder.values()]"
+    )
+    assert len(first) == 7
+    for seed in SEEDS:
+        starts = [rung[seed] for rung in first]
+        assert all(b < 1.5 * a for a, b in itertools.pairwise(starts)), starts
+        assert starts[0] > 1e-2 and starts[-1] < 1e-13
+
+
+def test_a_small_start_ends_an_epoch_as_far_apart_as_a_large_one(full_run):
+    """The text says so of the rungs "same ε" and "float64" of the protocol's run."""
+    pairs = full_run.value(
+        "[[[rung[1].weights, rung[steps_per_epoch].weights] for rung in ladder[name]]"
+        " for name in ('same ε', 'float64')]"
+    )
+    for (large, after_large), (small, after_small) in zip(*pairs, strict=True):
+        assert small < 1e-4 * large
+        assert after_small > 0.05 * after_large
+
+
+def test_another_seeds_draws_change_more_than_adam_on_every_seed(full_run):
+    rows = [
+        fields(line) for line in table_under(full_run.notebook, "### The ladder")[2:]
+    ]
+    alone = {row[0]: [int(n) for n in row[4].split(" to ")] for row in rows if row[4]}
+    drawn = min(alone["same initial weights"][0], alone["same batches"][0])
+    adam = max(alone[name][-1] for name in alone if "ε" in name or "β" in name)
+    assert drawn > adam
+
+
+@pytest.mark.parametrize(
+    ("setting", "at_least"),
+    [
+        ("weights", 1e-2),
+        ("batches", 1e-3),
+        ("epsilon", 1e-6),
+        ("same_place", 1e-6),
+        ("dtype", 1e-9),
+        ("betas", 1e-12),
+    ],
+)
+def test_each_setting_put_back_brings_a_difference_back(short_run, setting, at_least):
+    changed = f"ALIGNED._replace({setting}=DEFAULTS.{setting})"
+    assert short_run.value(f"framework_gaps(0, {changed})[1].weights") > at_least
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_proof_holds_for_15_epochs_on_every_seed(short_run, seed):
+    short_run.execute(f"every = framework_gaps({seed}, ALIGNED, 15)")
+    assert short_run.value("max(every) == 15 * steps_per_epoch")
+    assert short_run.value("sum(gap.predictions for gap in every.values())") == 0
+    assert short_run.value("every[max(every)].weights") < 1e-6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", SEEDS)
+def test_softplus_agrees_for_15_epochs_in_float32_on_every_seed(short_run, seed):
+    short_run.execute(
+        "smooth = ALIGNED._replace(dtype='float32', activation='softplus')\n"
+        f"every = framework_gaps({seed}, smooth, 15)"
+    )
+    assert short_run.value("every[15 * steps_per_epoch].predictions") == 0
+
+
+def test_the_full_run_proves_it_in_its_own_cells(full_run):
+    assert full_run.value("[len(proof), traced_epochs]") == [4 + 15, 15]
+    assert full_run.value("sum(gap.predictions for gap in proof.values())") == 0
+    assert full_run.value("proof[15 * steps_per_epoch].weights") < 1e-6
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "ALIGNED._replace(epsilon=1e-8)",
+        "ALIGNED._replace(same_place=False)",
+        "ALIGNED._replace(weights='PyTorch')",
+        "ALIGNED._replace(batches='PyTorch')",
+        "ALIGNED._replace(betas=DEFAULTS.betas)",
+    ],
+)
+@pytest.mark.parametrize("learning", [0.001, 0.01])
+def test_a_planted_fault_fails_the_proof_at_any_learning_rate(
+    short_run, fault, learning
+):
+    short_run.execute(f"faulty = framework_gaps(0, {fault})")
+    short_run.execute(f"kept, learning_rate = learning_rate, {learning}")
+    try:
+        with pytest.raises(CellExecutionError) as caught:
+            short_run.execute("check_proof(faulty, control)")
+    finally:
+        short_run.execute("learning_rate = kept")
+    assert caught.value.ename == "AssertionError"
+
+
+def test_one_changed_label_fails_the_proof(short_run):
+    with pytest.raises(CellExecutionError) as caught:
+        short_run.execute(
+            "image, calls = draw('Keras', 0, 1)[1][0][0], trace_pytorch.__wrapped__\n"
+            "y_train[image] = (y_train[image] + 1) % 10\n"
+            "try:\n"
+            "    check_proof(gaps(sequential_trace, calls(0, 1, ALIGNED)), control)\n"
+            "finally:\n"
+            "    y_train[image] = (y_train[image] + 9) % 10"
+        )
+    assert caught.value.ename == "AssertionError"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_control_moves_one_weight_by_its_last_bit(short_run, dtype):
+    short_run.execute(
+        f"torch.manual_seed(0)\nbefore = Network().to(torch.{dtype}).output.weight.detach()\n"
+        "after = before.clone()\nnudge(after)\nmoved = (after != before).nonzero().tolist()\n"
+        f"bits = (after.view(torch.{dtype.replace('float', 'int')}) - "
+        f"before.view(torch.{dtype.replace('float', 'int')})).abs().sum().item()"
+    )
+    assert short_run.value("[len(moved), bits]") == [1, 1]
+
+
+def test_relu_amplifies_in_float32_and_softplus_does_not(full_run):
+    last = "{name: gaps(*pair)[15 * steps_per_epoch].predictions for name, pair in PAIRS.items()}"
+    relu = full_run.value(last.replace("PAIRS", "relu_pairs"))
+    softplus = full_run.value(last.replace("PAIRS", "softplus_pairs"))
+    assert all(30 < differing < 400 for differing in relu.values()), relu
+    assert softplus["PyTorch, one bit off"] == softplus["all aligned"] == 0
+    assert softplus["own Adams"] < 20
+
+
+def test_with_softplus_adam_and_precision_change_no_prediction_in_an_epoch(full_run):
+    found = full_run.value(
+        "{name: [gap.predictions for gap in after_epoch(changed, 'softplus', seeds[:3])]"
+        " for name, changed in REMOVED.items()}"
+    )
+    for name, predictions in found.items():
+        drawn = name in ("same initial weights", "same batches")
+        assert all((p > 50) if drawn else (p == 0) for p in predictions), (
+            name,
+            predictions,
+        )
+
+
+def test_both_frameworks_train_the_activation_that_they_were_given(short_run):
+    short_run.execute(
+        "model, _ = compiled_keras(build_sequential, 'float32', ROUNDED, 'softplus')\n"
+        "weights = draw('Keras', 0, 1)[0]\nmodel.set_weights(weights)\n"
+        "smooth = Variant(ACTIVATIONS['softplus'][1])\nload(smooth, weights)\n"
+        "ours = model(x_test[:8]).numpy()\n"
+        "with torch.no_grad():\n"
+        "    theirs = smooth(torch.from_numpy(x_test[:8])).softmax(dim=1).numpy()"
+    )
+    assert short_run.value("float(abs(ours - theirs).max())") < 1e-5
