@@ -252,8 +252,8 @@ def test_the_opening_holds_for_the_committed_run():
     softplus = {
         fields(row)[0]: fields(row) for row in table_under(NB, "### The switch")[2:]
     }
-    assert softplus["all aligned"][4] == softplus["PyTorch, one bit off"][4] == "0"
-    assert int(softplus["own Adams"][4]) < 20
+    assert softplus["Keras / PyTorch"][4] == softplus["PyTorch / one bit off"][4] == "0"
+    assert int(softplus["Keras / PyTorch, own Adams"][4]) < 20
     relu = {
         fields(r)[0]: fields(r)
         for r in table_under(NB, "### The controls in float32")[2:]

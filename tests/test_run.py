@@ -49,7 +49,7 @@ def test_the_results_table_says_what_was_computed(full_run):
         assert abs(shown - sum(runs) / 5) < 0.006
         assert values["test accuracy"].endswith("(n = 5)")
         assert values["parameters"] == "101,770"
-        assert values["differing predictions"] == "0"
+        assert values["differing predictions (proof)"] == "0"
     assert rows[0][1:4] == rows[1][1:4]
 
 
@@ -68,8 +68,8 @@ def test_lines_of_code_counts_neither_docstrings_nor_comments(short_run):
 
 def test_speed_settings_pay(full_run):
     for plain, fast in [
-        ("Keras: `fit` on arrays", "Keras: and `jit_compile`"),
-        ("PyTorch: `DataLoader`", "PyTorch: and `fused=True`"),
+        ("Keras: `fit` on arrays", "Keras: + `jit_compile`"),
+        ("PyTorch: `DataLoader`", "PyTorch: + `fused=True`"),
     ]:
         assert full_run.value(f"min(times[{plain!r}]) / min(times[{fast!r}])") > 1.2
 

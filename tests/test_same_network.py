@@ -21,10 +21,10 @@ def test_the_ladder_descends_on_every_seed(full_run):
 
 
 def test_a_small_start_ends_an_epoch_as_far_apart_as_a_large_one(full_run):
-    """The text says so of the rungs "same ε" and "float64" of the protocol's run."""
+    """The text says so of the rungs "size of ε" and "float32" of the protocol's run."""
     pairs = full_run.value(
         "[[[rung[1].weights, rung[steps_per_epoch].weights] for rung in ladder[name]]"
-        " for name in ('same ε', 'float64')]"
+        " for name in ('size of ε', 'float32')]"
     )
     for (large, after_large), (small, after_small) in zip(*pairs, strict=True):
         assert small < 1e-4 * large
@@ -36,7 +36,7 @@ def test_another_seeds_draws_change_more_than_adam_on_every_seed(full_run):
         fields(line) for line in table_under(full_run.notebook, "### The ladder")[2:]
     ]
     alone = {row[0]: [int(n) for n in row[4].split(" to ")] for row in rows if row[4]}
-    drawn = min(alone["same initial weights"][0], alone["same batches"][0])
+    drawn = min(alone["initial weights"][0], alone["order of images"][0])
     adam = max(alone[name][-1] for name in alone if "ε" in name or "β" in name)
     assert drawn > adam
 
@@ -135,8 +135,8 @@ def test_relu_amplifies_in_float32_and_softplus_does_not(full_run):
     relu = full_run.value(last.replace("PAIRS", "relu_pairs"))
     softplus = full_run.value(last.replace("PAIRS", "softplus_pairs"))
     assert all(30 < differing < 400 for differing in relu.values()), relu
-    assert softplus["PyTorch, one bit off"] == softplus["all aligned"] == 0
-    assert softplus["own Adams"] < 20
+    assert softplus["PyTorch / one bit off"] == softplus["Keras / PyTorch"] == 0
+    assert softplus["Keras / PyTorch, own Adams"] < 20
 
 
 def test_with_softplus_adam_and_precision_change_no_prediction_in_an_epoch(full_run):
@@ -145,7 +145,7 @@ def test_with_softplus_adam_and_precision_change_no_prediction_in_an_epoch(full_
         " for name, changed in REMOVED.items()}"
     )
     for name, predictions in found.items():
-        drawn = name in ("same initial weights", "same batches")
+        drawn = name in ("initial weights", "order of images")
         assert all((p > 50) if drawn else (p == 0) for p in predictions), (
             name,
             predictions,
