@@ -49,7 +49,7 @@ def test_the_results_table_says_what_was_computed(full_run):
         assert abs(shown - sum(runs) / 5) < 0.006
         assert values["test accuracy"].endswith("(n = 5)")
         assert values["parameters"] == "101,770"
-        assert values["differing predictions (proof)"] == "0"
+        assert values["differing predictions (aligned, float64)"] == "0"
     assert rows[0][1:4] == rows[1][1:4]
 
 

@@ -49,7 +49,7 @@ def test_another_seeds_draws_change_more_than_adam_on_every_seed(full_run):
         ("epsilon", 1e-6),
         ("same_place", 1e-6),
         ("dtype", 1e-9),
-        ("betas", 1e-12),
+        ("rounded", 1e-12),
     ],
 )
 def test_each_setting_put_back_brings_a_difference_back(short_run, setting, at_least):
@@ -89,7 +89,7 @@ def test_the_full_run_proves_it_in_its_own_cells(full_run):
         "ALIGNED._replace(same_place=False)",
         "ALIGNED._replace(weights='PyTorch')",
         "ALIGNED._replace(batches='PyTorch')",
-        "ALIGNED._replace(betas=DEFAULTS.betas)",
+        "ALIGNED._replace(rounded=False)",
     ],
 )
 @pytest.mark.parametrize("learning", [0.001, 0.01])
@@ -154,7 +154,7 @@ def test_with_softplus_adam_and_precision_change_no_prediction_in_an_epoch(full_
 
 def test_both_frameworks_train_the_activation_that_they_were_given(short_run):
     short_run.execute(
-        "model, _ = compiled_keras(build_sequential, 'float32', ROUNDED, 'softplus')\n"
+        "model, _ = compiled_keras(build_sequential, 'float32', 'softplus')\n"
         "weights = draw('Keras', 0, 1)[0]\nmodel.set_weights(weights)\n"
         "smooth = Variant(ACTIVATIONS['softplus'][1])\nload(smooth, weights)\n"
         "ours = model(x_test[:8]).numpy()\n"
