@@ -123,7 +123,7 @@ def test_figures_have_the_visible_caption_as_alternative_text():
         for o in cell.outputs
         if "image/png" in o.get("data", {})
     ]
-    assert len(images) == 7
+    assert len(images) == 8
     for alt, shown in images:
         assert len(alt) > 30
         assert f"*{alt}*" in shown

@@ -136,7 +136,7 @@ def test_nbconvert_makes_a_page_whose_links_lead_somewhere(tmp_path):
     assert process.returncode == 0, process.stderr[-2000:]
     page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
     assert page.count("<table>") >= 10
-    assert page.count("data:image/png") == 7
+    assert page.count("data:image/png") == 8
     assert 'data-mime-type="application/vnd.jupyter.stderr"' not in page
     targets = [part.split('"')[0] for part in page.split('href="#')[1:]]
     assert [target for target in targets if f'id="{target}"' not in page] == []
