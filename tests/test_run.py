@@ -102,7 +102,7 @@ def test_papermill_and_nbconvert_run_other_parameters_to_a_page(tmp_path):
     assert "Results of a shortened or changed run</strong>" in page
     assert "no prediction differs after" in page
     assert page.count("<table>") >= 10
-    assert page.count("data:image/png") == 8
+    assert page.count('src="data:image/png') == 8
     assert 'data-mime-type="application/vnd.jupyter.stderr"' not in page
     targets = [part.split('"')[0] for part in page.split('href="#')[1:]]
     assert [target for target in targets if f'id="{target}"' not in page] == []
