@@ -204,5 +204,5 @@ def test_epochs_are_reported_as_1_2_5_10_and_15(full_run, api):
     text = "".join(
         printed(c) for c in section(full_run.notebook, number) if "outputs" in c
     )
-    shown = re.findall(r"^epoch +(\d+)   training loss", text, flags=re.MULTILINE)
+    shown = re.findall(r"^epoch +(\d+) +training loss", text, flags=re.MULTILINE)
     assert shown == ["1", "2", "5", "10", "15"]
