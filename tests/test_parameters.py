@@ -28,7 +28,7 @@ def run_with(**values):
     [
         *(("epochs", value) for value in (0, -1, 1.5, "many", "", True, None, 1001)),
         *(("seeds", value) for value in ("", [], [1, 1], "one", [0.5], -1, 2**32)),
-        *(("batch_size", value) for value in (0, 60_000, "32.0")),
+        *(("batch_size", value) for value in (0, 10_001, "32.0")),
         *(
             ("learning_rate", value)
             for value in (0, -0.1, 1, math.nan, math.inf, "fast")
@@ -50,7 +50,7 @@ def test_nonsense_is_refused_by_name(name, value):
         ("seeds", (4, 5), [4, 5]),
         ("seeds", 6, [6]),
         ("seeds", list(range(30)), list(range(30))),
-        ("batch_size", 50_000, 50_000),
+        ("batch_size", 10_000, 10_000),
         ("learning_rate", "1e-2", 0.01),
     ],
 )
