@@ -1,5 +1,6 @@
 """Values that make no sense are refused by name; values that do are taken."""
 
+import contextlib
 import math
 import os
 
@@ -16,7 +17,7 @@ PARAMETERS, CHECK = next(
 
 def run_with(**values):
     """The namespace after the parameters cell, these values, and the check."""
-    namespace = {"os": os, "math": math}
+    namespace = {"os": os, "contextlib": contextlib}
     exec(PARAMETERS, namespace)
     namespace |= values
     exec(CHECK, namespace)

@@ -5,39 +5,39 @@ import copy
 import numpy as np
 import pytest
 from harness import definitions, fields, table_under
+from nbclient.exceptions import CellExecutionError
 
 n = definitions(
     *("float_type", "KerasAdam", "train_one_epoch", "option"),
-    *("STEPS", "two_updates", "check_port", "first_off"),
+    *("STEPS", "probabilities", "largest_difference", "keras_steps"),
+    *("pytorch_steps", "check_port", "first_off"),
 )
 keras, nn, torch = n.keras, n.nn, n.torch
 
 
-@pytest.mark.parametrize("seed", [0, 1, 7])
-def test_every_mistake_is_caught_where_the_table_says(short_run, seed):
-    wrong = short_run.value(
-        "[[name, first_off(differences_of(port, "
-        f"{seed})), expected] for name, expected, port in MISTAKES]"
+@pytest.fixture(params=[0, 1, 7])
+def seeded(request, short_run):
+    """The short run with another first seed."""
+    short_run.execute(f"kept, seeds = seeds, [{request.param}]")
+    yield short_run
+    short_run.execute("seeds = kept")
+
+
+def test_every_mistake_is_caught_where_the_table_says(seeded):
+    found = seeded.value(
+        "[[name, first_off(check(port)), expected] for name, expected, port in MISTAKES]"
     )
-    assert len(wrong) >= 14
-    assert [found for found in wrong if found[1] != found[2]] == []
+    assert len(found) >= 14
+    assert [row for row in found if row[1] != row[2]] == []
 
 
-@pytest.mark.parametrize("seed", [0, 1, 7])
-def test_the_right_port_stays_at_rounding(short_run, seed):
-    largest = short_run.value(f"float(max(differences_of(Port(), {seed}).values()))")
-    assert largest < 1e-13
+def test_the_right_port_stays_at_rounding(seeded):
+    assert seeded.value("float(max(check(Port()).values()))") < 1e-13
 
 
 def test_a_mistake_caught_elsewhere_than_expected_stops_the_notebook(short_run):
-    cell = next(c for c in short_run.notebook.cells if "in MISTAKES:" in c.source)
-    loop = cell.source[cell.source.index("progress, rows") :]
-    short_run.execute("kept, MISTAKES = MISTAKES, [('planted', 'data', Port())]")
-    short_run.execute(
-        f"try:\n    exec({loop!r})\nexcept AssertionError as error:\n    stopped = str(error)\n"
-        "finally:\n    MISTAKES = kept"
-    )
-    assert "caught at none, not at data" in short_run.value("stopped")
+    with pytest.raises(CellExecutionError, match="caught at none, not at data"):
+        short_run.execute("mistake_row('planted', 'data', Port())")
 
 
 def test_accuracy_does_not_tell_right_from_wrong(short_run):
@@ -96,9 +96,8 @@ def check_images(keras_model, model, channels_first=True):
     adam = n.KerasAdam(model.parameters(), 1e-3, eps=1e-7)
     batch = moved, torch.from_numpy(y)
     loss = nn.CrossEntropyLoss()
-    return n.check_port(
-        keras_model, (x, y), model, loss, adam, batch, n.train_one_epoch
-    )
+    training = loss, adam, n.train_one_epoch
+    return n.check_port(keras_model, (x, y), model, *training, batch)
 
 
 def test_a_convolutional_port_passes_and_stays_as_it_was():
@@ -173,9 +172,8 @@ def check_small(keras_model, model, compiled, loss, steps=0):
     for _ in range(steps):
         n.train_one_epoch(model, loss, adam, [batch])
     model.load_state_dict(kept)
-    return n.check_port(
-        keras_model, (x, y), model, loss, adam, batch, n.train_one_epoch
-    )
+    training = loss, adam, n.train_one_epoch
+    return n.check_port(keras_model, (x, y), model, *training, batch)
 
 
 LOGITS = {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
@@ -322,10 +320,8 @@ def test_the_optimizers_defaults_are_those_of_fresh_objects(short_run):
 def test_keras_on_pytorch_agrees_with_both_but_for_rounding(short_run):
     table = table_under(short_run.notebook, "### Formula or engine?")
     rows = [fields(line) for line in table[2:]]
-    assert [row[0].split(":")[0] for row in rows] == ["ReLU"] * 2 + ["softplus"] * 2
-    # Rounding that ReLU amplifies stays far below the 300 predictions of the defaults.
-    assert all(int(row[2]) < 100 for row in rows)
-    assert all(float(row[1]) < 1e-3 and row[2] == "0" for row in rows[2:])
+    assert len(rows) == 2
+    assert all(float(row[1]) < 1e-3 and row[2] == "0" for row in rows)
 
 
 def test_a_failing_child_says_why(short_run):
