@@ -254,7 +254,9 @@ def test_the_opening_holds_for_the_committed_run():
     assert "no prediction differs after 15 of 15 epochs" in text
     assert {row[3] for row in rows_of("### The proof").values()} == {"0"}
     softplus = {name: int(row[3]) for name, row in rows_of("### The switch").items()}
-    assert softplus["Keras / PyTorch"] == softplus["PyTorch / one bit off"] == 0
+    assert (
+        softplus["Keras / PyTorch"] == softplus["PyTorch / PyTorch, one bit off"] == 0
+    )
     assert softplus["Keras / PyTorch, own Adams"] < 20
     relu = rows_of("### The controls in float32")
     assert all(int(row[3]) > 30 for row in relu.values())

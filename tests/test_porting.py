@@ -9,7 +9,7 @@ from nbclient.exceptions import CellExecutionError
 
 n = definitions(
     *("float_type", "KerasAdam", "train_one_epoch", "option"),
-    *("STEPS", "probabilities", "largest_difference", "keras_steps"),
+    *("STEPS", "probabilities", "right_share", "largest_difference", "keras_steps"),
     *("pytorch_steps", "check_port", "first_off"),
 )
 keras, nn, torch = n.keras, n.nn, n.torch
@@ -46,7 +46,7 @@ def test_accuracy_does_not_tell_right_from_wrong(short_run):
     ]
     accuracy = {row[0]: float(row[4].rstrip("%")) for row in rows}
     right = accuracy["none (to PyTorch)"]
-    assert accuracy["none (to Keras)"] == pytest.approx(right, abs=0.5)
+    assert accuracy["none (to Keras)"] == pytest.approx(right, abs=2)
     close = [name for name in accuracy if abs(accuracy[name] - right) < 1]
     assert '`reduction="sum"`' in close and len(close) >= 6
 
@@ -89,11 +89,11 @@ def image_models():
     return keras_model, model
 
 
-def check_images(keras_model, model, channels_first=True):
+def check_images(keras_model, model, channels_first=True, rate=1e-3):
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(7, 12, 10, 3)).astype("float32"), np.arange(7) % 5
     moved = torch.from_numpy(np.moveaxis(x, -1, 1).copy() if channels_first else x)
-    adam = n.KerasAdam(model.parameters(), 1e-3, eps=1e-7)
+    adam = n.KerasAdam(model.parameters(), rate)
     batch = moved, torch.from_numpy(y)
     loss = nn.CrossEntropyLoss()
     training = loss, adam, n.train_one_epoch
@@ -179,7 +179,7 @@ def check_small(keras_model, model, compiled, loss, steps=0):
 LOGITS = {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
 
 
-@pytest.mark.parametrize("metrics", [["accuracy"], []])
+@pytest.mark.parametrize("metrics", [["accuracy"], ["acc"], []])
 @pytest.mark.parametrize("steps", [0, 20])
 def test_flattened_images_pass_with_or_without_a_metric_or_earlier_steps(
     metrics, steps
@@ -192,9 +192,7 @@ def test_flattened_images_pass_with_or_without_a_metric_or_earlier_steps(
     found = check_small(
         *pair, LOGITS | {"metrics": metrics}, nn.CrossEntropyLoss(), steps
     )
-    accuracy = found.pop("accuracy")
     assert max(found.values()) < 1e-12
-    assert accuracy == 0 or not metrics
 
 
 @pytest.mark.parametrize(("epsilon", "step"), [(1e-3, "none"), (1e-5, "forward pass")])
@@ -287,10 +285,38 @@ def test_keras_adam_has_keras_formula_with_and_without_decay(rate, decay):
         parameter.grad = torch.from_numpy(gradient.copy())
         theirs.step()
         assert theirs.param_groups[0]["lr"] == rate
-        # With decay, the factor that rounds β reaches the decay too, as 7e-6 of it.
-        tolerance = 5e-5 * rate * decay or 1e-14
+        assert theirs.param_groups[0]["eps"] == 1e-7
+        assert theirs.param_groups[0]["weight_decay"] == decay
         difference = np.abs(variable.numpy() - parameter.detach().numpy())
-        assert difference.max() < tolerance
+        assert difference.max() < 1e-14
+
+
+def test_keras_adam_keeps_each_groups_epsilon_and_a_rate_that_is_a_tensor():
+    small, large = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    rate = torch.tensor(1e-3)
+    groups = [{"params": [small]}, {"params": [large], "eps": 1e-3}]
+    optimizer = n.KerasAdam(groups, rate)
+    small.grad = large.grad = torch.full((1,), 1e-3)
+    optimizer.step()
+    assert rate.item() == pytest.approx(1e-3, rel=1e-7)
+    assert [group["eps"] for group in optimizer.param_groups] == [1e-7, 1e-3]
+    assert (1 - small.item()) > 2 * (1 - large.item())
+
+
+@pytest.mark.parametrize("rate", [1 / 3, 0.1 / 3, 0.05 * 0.95**20])
+def test_a_learning_rate_with_many_digits_is_no_mistake(rate):
+    keras_model, model = image_models()
+    keras_model.optimizer.learning_rate = rate
+    assert n.first_off(check_images(keras_model, model, rate=rate)) == "none"
+
+
+def test_a_loss_that_is_not_a_number_is_off(seeded):
+    seeded.execute("lost = Port(loss_function=lambda z, y: math.nan * z.sum())")
+    assert seeded.value("first_off(check(lost))") == "loss"
+
+
+def test_arrays_of_unequal_size_differ():
+    assert n.largest_difference(np.zeros(1), np.zeros(3)) == np.inf
 
 
 @pytest.mark.parametrize("change", ["number", "shape"])
