@@ -288,8 +288,8 @@ def test_keras_adam_has_keras_formula_with_and_without_decay(rate, decay):
         assert theirs.param_groups[0]["eps"] == 1e-7
         assert theirs.param_groups[0]["weight_decay"] == decay
         difference = np.abs(variable.numpy() - parameter.detach().numpy())
-        # Keras passes the decay through float32 too, so it is off by 2e-8 of itself.
-        assert difference.max() < 1e-14 + 1e-7 * rate * decay
+        # Keras passes the decay through float32 too, so each step is 2e-8 of it off.
+        assert difference.max() < 1e-14 + 5e-7 * rate * decay
 
 
 def test_keras_adam_keeps_each_groups_epsilon_and_a_rate_that_is_a_tensor():
