@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from harness import definitions, fields, markdown, printed, section, table, under
+from harness import definitions, fields, printed, section, table_under, under
 
 APIS = {
     "sequential": "Keras Sequential",
@@ -189,8 +189,8 @@ def test_another_kernel_gives_the_same_numbers(short_run, full_run):
 
 
 def test_every_seed_has_its_row_of_accuracies(full_run):
-    cell = under(full_run.notebook, "### Several seeds instead of one")[0]
-    rows = [fields(line) for line in table(markdown(cell))[2:]]
+    lines = table_under(full_run.notebook, "### Several seeds instead of one")[2:]
+    rows = [fields(line) for line in lines]
     accuracies = full_run.value(
         "[[test['accuracy'] for test in tests[api].values()] for api in tests]"
     )
