@@ -40,13 +40,8 @@ def section(notebook, number):
 
 def under(notebook, heading):
     """The code cells below a heading, up to the end of the notebook."""
-    cells = iter(notebook.cells)
-    next(
-        c
-        for c in cells
-        if heading in c.source.splitlines() and c.cell_type == "markdown"
-    )
-    return code_cells(cells)
+    has_heading = [heading in cell.source.splitlines() for cell in notebook.cells]
+    return code_cells(notebook.cells[has_heading.index(True) :])
 
 
 def printed(cell):
@@ -62,12 +57,8 @@ def markdown(cell):
 
 def table(text):
     """The lines of the first Markdown table in a text."""
-    return (
-        re.search(r"(?:^\|.*\|$\n?)+", text, flags=re.MULTILINE)
-        .group()
-        .strip()
-        .splitlines()
-    )
+    found = re.search(r"(^\|.*\|$\n?)+", text, flags=re.MULTILINE)
+    return found.group().splitlines()
 
 
 def fields(line):
@@ -77,19 +68,23 @@ def fields(line):
 
 def table_under(notebook, heading):
     """The first table that a cell displays below a heading."""
-    return table(
-        next(text for text in map(markdown, under(notebook, heading)) if "|" in text)
-    )
+    texts = map(markdown, under(notebook, heading))
+    return table(next(text for text in texts if "|" in text))
 
 
 def image_under(notebook, heading):
     """The first PNG, as bytes, that a cell displays below a heading."""
-    data = [
-        o.get("data", {}) for cell in under(notebook, heading) for o in cell.outputs
-    ]
-    return base64.b64decode(
-        next(item["image/png"] for item in data if "image/png" in item)
-    )
+    outputs = [output for cell in under(notebook, heading) for output in cell.outputs]
+    data = [output.get("data", {}) for output in outputs]
+    return base64.b64decode(next(d["image/png"] for d in data if "image/png" in d))
+
+
+def defined_names(node):
+    """The names that a statement at the top level defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def definitions(*names, **given):
@@ -99,22 +94,12 @@ def definitions(*names, **given):
     the notebook would have computed before.
     """
     trees = [ast.parse(cell.source) for cell in code_cells(committed().cells)]
+    nodes = [node for tree in trees[1:] for node in tree.body]
+    imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+    wanted = [node for node in nodes if defined_names(node) & set(names)]
     namespace = dict(given)
-    imports = trees[0].body
-    imports += [
-        n
-        for t in trees[1:]
-        for n in t.body
-        if isinstance(n, ast.Import | ast.ImportFrom)
-    ]
-    exec(compile(ast.Module(imports, []), "notebook", "exec"), namespace)
-    for node in (node for tree in trees for node in tree.body):
-        targets = getattr(node, "targets", [getattr(node, "target", node)])
-        defined = {
-            getattr(target, "name", getattr(target, "id", None)) for target in targets
-        }
-        if defined & set(names):
-            exec(compile(ast.Module([node], []), "notebook", "exec"), namespace)
+    module = ast.Module([*trees[0].body, *imports, *wanted], [])
+    exec(compile(module, "notebook", "exec"), namespace)
     return SimpleNamespace(**namespace)
 
 
@@ -172,11 +157,8 @@ def new_client(notebook, folder=ROOT):
 @contextlib.contextmanager
 def kernel(folder=ROOT, **environment):
     """A Session in a fresh kernel, with some environment variables set."""
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("MNIST_")
-    }
+    kept = [name for name in os.environ if not name.startswith("MNIST_")]
+    env = {name: os.environ[name] for name in kept}
     client = new_client(committed(), folder)
     with ThreadPoolExecutor(1) as thread:
         setup = client.setup_kernel(env=env | environment)

@@ -1,6 +1,7 @@
 """Section 8: the check finds every planted mistake, passes what is right, and refuses the rest."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -41,9 +42,7 @@ def test_a_mistake_caught_elsewhere_than_expected_stops_the_notebook(short_run):
 
 
 def test_accuracy_does_not_tell_right_from_wrong(short_run):
-    rows = [
-        fields(line) for line in table_under(short_run.notebook, "### The mistakes")[2:]
-    ]
+    rows = map(fields, table_under(short_run.notebook, "### The mistakes")[2:])
     accuracy = {row[0]: float(row[4].rstrip("%")) for row in rows}
     right = accuracy["none (to PyTorch)"]
     assert accuracy["none (to Keras)"] == pytest.approx(right, abs=2)
@@ -81,9 +80,8 @@ def image_models():
     keras_model.compile(adam, loss, metrics=["accuracy"])
     permutations = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     with torch.no_grad():
-        for parameter, weight in zip(
-            model.parameters(), keras_model.get_weights(), strict=True
-        ):
+        weights = keras_model.get_weights()
+        for parameter, weight in zip(model.parameters(), weights, strict=True):
             moved = weight.transpose(permutations[weight.ndim]).copy()
             parameter.copy_(torch.from_numpy(moved))
     return keras_model, model
@@ -124,20 +122,15 @@ def test_a_square_convolution_kernel_that_is_only_transposed_is_found():
 def test_an_embedding_is_not_transposed():
     keras.utils.set_random_seed(0)
     layers = [keras.Input((4,), dtype="int32"), keras.layers.Embedding(6, 6)]
-    layers += [
-        keras.layers.GlobalAveragePooling1D(),
-        keras.layers.Dense(3, activation="softmax"),
-    ]
+    output = keras.layers.Dense(3, activation="softmax")
+    layers += [keras.layers.GlobalAveragePooling1D(), output]
     keras_model = keras.Sequential(layers)
     embedding, kernel, bias = keras_model.get_weights()
-    model = nn.Sequential(
-        nn.Embedding(6, 6), nn.AdaptiveAvgPool2d((1, None)), nn.Flatten()
-    )
-    model.append(nn.Linear(6, 3))
+    pooling = nn.AdaptiveAvgPool2d((1, None))
+    model = nn.Sequential(nn.Embedding(6, 6), pooling, nn.Flatten(), nn.Linear(6, 3))
+    arrays = embedding, kernel.T, bias
     with torch.no_grad():
-        for parameter, array in zip(
-            model.parameters(), (embedding, kernel.T, bias), strict=True
-        ):
+        for parameter, array in zip(model.parameters(), arrays, strict=True):
             parameter.copy_(torch.from_numpy(array.copy()))
     tokens = np.random.default_rng(0).integers(0, 6, size=(5, 4)).astype("int32")
     with torch.no_grad():
@@ -149,9 +142,8 @@ def small_pair(*hidden, torch_hidden, shape=(6, 4)):
     """A Keras model and its PyTorch port: these layers, then ten or so classes."""
     keras.utils.set_random_seed(0)
     keras_model = keras.Sequential([keras.Input(shape), *hidden, keras.layers.Dense(5)])
-    model = nn.Sequential(
-        *torch_hidden, nn.Linear(keras_model.layers[-1].kernel.shape[0], 5)
-    )
+    output = nn.Linear(keras_model.layers[-1].kernel.shape[0], 5)
+    model = nn.Sequential(*torch_hidden, output)
     arrays = [w.numpy() for w in keras_model.trainable_weights]
     with torch.no_grad():
         for parameter, array in zip(model.parameters(), arrays, strict=True):
@@ -159,13 +151,15 @@ def small_pair(*hidden, torch_hidden, shape=(6, 4)):
     return keras_model, model
 
 
-def check_small(keras_model, model, compiled, loss, steps=0):
+def check_small(keras_model, model, metrics=("accuracy",), steps=0):
     """check_port on a random batch, after some steps of PyTorch's optimizer."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(9, *keras_model.input_shape[1:])).astype("float32")
     y = np.arange(9) % 5
     with n.float_type("float64"):
-        keras_model.compile(keras.optimizers.Adam(1e-3), **compiled)
+        adam = keras.optimizers.Adam(1e-3)
+    keras_model.compile(adam, ON_LOGITS, metrics=list(metrics))
+    loss = nn.CrossEntropyLoss()
     adam = n.KerasAdam(model.parameters(), 1e-3, eps=1e-7)
     kept = copy.deepcopy(model.state_dict())
     batch = torch.from_numpy(x), torch.from_numpy(y)
@@ -176,7 +170,7 @@ def check_small(keras_model, model, compiled, loss, steps=0):
     return n.check_port(keras_model, (x, y), model, *training, batch)
 
 
-LOGITS = {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+ON_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @pytest.mark.parametrize("metrics", [["accuracy"], ["acc"], []])
@@ -189,28 +183,18 @@ def test_flattened_images_pass_with_or_without_a_metric_or_earlier_steps(
         keras.layers.Dense(8, activation="relu"),
         torch_hidden=[nn.Flatten(), nn.Linear(24, 8), nn.ReLU()],
     )
-    found = check_small(
-        *pair, LOGITS | {"metrics": metrics}, nn.CrossEntropyLoss(), steps
-    )
+    found = check_small(*pair, metrics, steps)
     assert max(found.values()) < 1e-12
 
 
 @pytest.mark.parametrize(("epsilon", "step"), [(1e-3, "none"), (1e-5, "forward pass")])
 def test_batch_normalization_passes_when_its_epsilon_is_keras(epsilon, step):
-    hidden = [
-        nn.Flatten(),
-        nn.Linear(24, 8),
-        nn.BatchNorm1d(8, eps=epsilon, momentum=0.01),
-    ]
-    layers = (
-        keras.layers.Flatten(),
-        keras.layers.Dense(8),
-        keras.layers.BatchNormalization(),
-    )
+    layers = [keras.layers.Flatten(), keras.layers.Dense(8)]
+    layers.append(keras.layers.BatchNormalization())
+    normalization = nn.BatchNorm1d(8, eps=epsilon, momentum=0.01)
+    hidden = [nn.Flatten(), nn.Linear(24, 8), normalization]
     pair = small_pair(*layers, torch_hidden=hidden)
-    found = check_small(
-        *pair, LOGITS | {"metrics": ["accuracy"]}, nn.CrossEntropyLoss()
-    )
+    found = check_small(*pair)
     assert n.first_off(found) == step
 
 
@@ -218,23 +202,18 @@ def test_a_forgotten_penalty_shows_in_the_loss():
     penalized = keras.layers.Dense(8, activation="relu", kernel_regularizer="l2")
     hidden = [nn.Flatten(), nn.Linear(24, 8), nn.ReLU()]
     pair = small_pair(keras.layers.Flatten(), penalized, torch_hidden=hidden)
-    found = check_small(
-        *pair, LOGITS | {"metrics": ["accuracy"]}, nn.CrossEntropyLoss()
-    )
+    found = check_small(*pair)
     assert n.first_off(found) == "loss"
 
 
 def test_a_layer_frozen_on_both_sides_passes():
     frozen = keras.layers.Dense(8, activation="relu")
     linear = nn.Linear(24, 8)
-    pair = small_pair(
-        keras.layers.Flatten(), frozen, torch_hidden=[nn.Flatten(), linear, nn.ReLU()]
-    )
+    hidden = [nn.Flatten(), linear, nn.ReLU()]
+    pair = small_pair(keras.layers.Flatten(), frozen, torch_hidden=hidden)
     frozen.trainable = False
     linear.requires_grad_(False)
-    found = check_small(
-        *pair, LOGITS | {"metrics": ["accuracy"]}, nn.CrossEntropyLoss()
-    )
+    found = check_small(*pair)
     assert n.first_off(found) == "none"
 
 
@@ -253,19 +232,16 @@ def test_kernels_behind_a_flatten_fit_once_the_channels_are_last_again():
         right = linear(images.permute(0, 2, 3, 1).flatten(1)).numpy()
         wrong = linear(images.flatten(1)).numpy()
     expected = keras_model(x).numpy()
-    assert np.allclose(right, expected, atol=1e-5) and not np.allclose(
-        wrong, expected, atol=0.1
-    )
+    assert np.allclose(right, expected, atol=1e-5)
+    assert not np.allclose(wrong, expected, atol=0.1)
 
 
 def test_layers_have_the_defaults_that_the_checklist_names():
     batch = keras.layers.BatchNormalization(), nn.BatchNorm1d(1)
     assert (batch[0].epsilon, batch[0].momentum) == (1e-3, 0.99)
     assert (batch[1].eps, batch[1].momentum) == (1e-5, 0.1)
-    assert (keras.layers.LayerNormalization().epsilon, nn.LayerNorm(1).eps) == (
-        1e-3,
-        1e-5,
-    )
+    epsilons = keras.layers.LayerNormalization().epsilon, nn.LayerNorm(1).eps
+    assert epsilons == (1e-3, 1e-5)
     slopes = keras.layers.LeakyReLU().negative_slope, nn.LeakyReLU().negative_slope
     assert slopes == pytest.approx((0.3, 0.01))
 
@@ -311,9 +287,10 @@ def test_a_learning_rate_with_many_digits_is_no_mistake(rate):
     assert n.first_off(check_images(keras_model, model, rate=rate)) == "none"
 
 
-def test_a_loss_that_is_not_a_number_is_off(seeded):
-    seeded.execute("lost = Port(loss_function=lambda z, y: math.nan * z.sum())")
-    assert seeded.value("first_off(check(lost))") == "loss"
+def test_what_is_not_a_number_is_off(short_run):
+    assert n.first_off(dict.fromkeys(n.STEPS, 0.0) | {"loss": math.nan}) == "loss"
+    short_run.execute("lost = Port(loss_function=lambda z, y: math.nan * z.sum())")
+    assert short_run.value("first_off(check(lost))") == "loss"
 
 
 def test_arrays_of_unequal_size_differ():
@@ -323,9 +300,8 @@ def test_arrays_of_unequal_size_differ():
 @pytest.mark.parametrize("change", ["number", "shape"])
 def test_models_that_do_not_match_are_refused(change):
     keras_model, model = image_models()
-    model.output = (
-        nn.Linear(8, 5, bias=False) if change == "number" else nn.Linear(8, 6)
-    )
+    outputs = {"number": nn.Linear(8, 5, bias=False), "shape": nn.Linear(8, 6)}
+    model.output = outputs[change]
     with pytest.raises(ValueError, match="differ in number or shape"):
         check_images(keras_model, model)
     assert keras.config.floatx() == "float32"

@@ -11,7 +11,7 @@ SEEDS = range(5)
 
 def test_the_ladder_descends_on_every_seed(full_run):
     first = full_run.value(
-        "[[gap.weights[0] for gap in ladder[name]] for name in ladder]"
+        "[[gap.weights[0] for gap in gaps] for gaps in ladder.values()]"
     )
     assert len(first) == 7
     for seed in SEEDS:
@@ -31,9 +31,7 @@ def test_a_small_start_ends_an_epoch_as_far_apart_as_a_large_one(full_run):
 
 
 def test_another_seeds_draws_change_more_than_adam_on_every_seed(full_run):
-    rows = [
-        fields(line) for line in table_under(full_run.notebook, "### The ladder")[2:]
-    ]
+    rows = map(fields, table_under(full_run.notebook, "### The ladder")[2:])
     alone = {row[0]: [int(n) for n in row[4].split(" to ")] for row in rows}
     drawn = min(alone["initial weights"][0], alone["order of images"][0])
     adam = max(alone[name][-1] for name in alone if "ε" in name or "β" in name)
@@ -57,21 +55,21 @@ def test_each_setting_put_back_brings_a_difference_back(short_run, setting, at_l
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_proof_holds_for_15_epochs_on_every_seed(short_run, seed):
+@pytest.mark.parametrize("seed", SEEDS[1:])
+def test_the_proof_holds_for_15_epochs_on_every_other_seed(short_run, seed):
     gap = short_run.value(f"framework_gap({seed}, ALIGNED, 15)._asdict()")
     assert gap["predictions"] == [0] * 16
     assert max(gap["weights"]) < 1e-6
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("seed", SEEDS)
-def test_softplus_agrees_for_15_epochs_in_float32_on_every_seed(short_run, seed):
+@pytest.mark.parametrize("seed", SEEDS[1:])
+def test_softplus_agrees_for_15_epochs_in_float32_on_every_other_seed(short_run, seed):
     smooth = "ALIGNED._replace(dtype='float32', activation='Softplus')"
     assert short_run.value(f"framework_gap({seed}, {smooth}, 15).predictions[15]") == 0
 
 
-def test_the_full_run_proves_it_in_its_own_cells(full_run):
+def test_the_full_run_proves_it_for_the_first_seed_in_its_own_cells(full_run):
     assert full_run.value("proof.predictions") == [0] * 16
     assert full_run.value("max(proof.weights)") < 1e-6
 
@@ -135,9 +133,8 @@ def test_relu_amplifies_in_float32_and_softplus_does_not(full_run):
     relu = full_run.value(last.replace("PAIRS", "relu_pairs"))
     softplus = full_run.value(last.replace("PAIRS", "softplus_pairs"))
     assert all(30 < differing < 400 for differing in relu.values()), relu
-    assert (
-        softplus["PyTorch / PyTorch, one bit off"] == softplus["Keras / PyTorch"] == 0
-    )
+    assert softplus["PyTorch / PyTorch, one bit off"] == 0
+    assert softplus["Keras / PyTorch"] == 0
     assert softplus["Keras / PyTorch, own Adams"] < 20
 
 
@@ -154,8 +151,11 @@ def test_with_softplus_adam_and_precision_change_no_prediction_in_an_epoch(full_
 def test_both_frameworks_train_the_activation_that_they_were_given(short_run):
     short_run.execute(
         "model, _ = compiled_keras(build_sequential, 'float32', 'Softplus')\n"
-        "weights = draw('Keras', 0, 1)[0]\nmodel.set_weights(weights)\n"
-        "smooth = build_pytorch(1)\nload(smooth, [w.T for w in weights])\nsmooth.activation = nn.Softplus()\n"
+        "weights = draw('Keras', 0, 1)[0]\n"
+        "model.set_weights(weights)\n"
+        "smooth = build_pytorch(1)\n"
+        "load(smooth, [w.T for w in weights])\n"
+        "smooth.activation = nn.Softplus()\n"
         "ours = model(x_test[:8]).numpy()\n"
         "with torch.no_grad():\n"
         "    theirs = smooth(torch.from_numpy(x_test[:8])).softmax(dim=1).numpy()"
