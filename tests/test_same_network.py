@@ -111,6 +111,25 @@ def test_one_changed_label_fails_the_proof(short_run):
     assert caught.value.ename == "AssertionError"
 
 
+def test_at_a_high_learning_rate_rounding_parts_pytorch_from_itself(short_run):
+    """Every weight starts one bit off, up or down at random."""
+    short_run.execute(
+        "kept, bits, learning_rate = load, np.random.default_rng(0), 0.1\n"
+        "def load(model, arrays):\n"
+        "    ways = [bits.choice([-9, 9], size=array.shape) for array in arrays]\n"
+        "    kept(model, list(map(np.nextafter, arrays, ways)))\n"
+        "try:\n"
+        "    moved = trace_pytorch.__wrapped__(7, 1, ALIGNED)\n"
+        "    load = kept\n"
+        "    parted = gap(moved, trace_pytorch.__wrapped__(7, 1, ALIGNED))\n"
+        "finally:\n"
+        "    load, learning_rate = kept, 0.001"
+    )
+    first, epoch = short_run.value("parted.weights")
+    assert first < 1e-12
+    assert epoch > 1e-2
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_control_moves_one_weight_by_its_last_bit(short_run, dtype):
     """The weights that a training loads, with and without the nudge, as whole numbers."""
