@@ -95,8 +95,8 @@ def test_every_cell_once_or_twice_gives_the_same_results_table():
 
 
 def test_papermill_and_nbconvert_run_other_parameters_to_a_page(tmp_path):
-    """At learning rate 0.1 two float64 trainings part, which is no mistake."""
-    parameters = {"learning_rate": 0.1, "epochs": 2, "seeds": 7}
+    """At learning rate 0.1 two float64 trainings may part, which is no mistake."""
+    parameters = {"learning_rate": 0.1, "batch_size": 128, "epochs": 2, "seeds": 7}
     options = ["-y", json.dumps(parameters | {"data_dir": str(DATA)})]
     prepared = str(tmp_path / "prepared.ipynb")
     name = "mnist_framework_comparison.ipynb"
@@ -106,7 +106,7 @@ def test_papermill_and_nbconvert_run_other_parameters_to_a_page(tmp_path):
     process = jupyter(tmp_path, "nbconvert", *options)
     assert process.returncode == 0, process.stderr[-2000:]
     page = (tmp_path / "prepared.html").read_text(encoding="utf-8")
-    assert "epochs 2, batch size 32, learning rate 0.1, seeds 7." in page
+    assert "epochs 2, batch size 128, learning rate 0.1, seeds 7." in page
     assert "Results of a shortened or changed run</strong>" in page
     assert "no prediction differs after" in page
     assert page.count("<table>") >= 10

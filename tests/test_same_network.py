@@ -1,9 +1,10 @@
 """Section 7: the frameworks compute the same, and its assertions notice when they do not."""
 
+import contextlib
 import itertools
 
 import pytest
-from harness import fields, table_under
+from harness import definitions, fields, table_under
 from nbclient.exceptions import CellExecutionError
 
 SEEDS = range(5)
@@ -96,6 +97,19 @@ def test_a_planted_fault_fails_the_proof_at_any_learning_rate(
     finally:
         short_run.execute("learning_rate = kept")
     assert caught.value.ename == "AssertionError"
+
+
+@pytest.mark.parametrize(("rate", "seed"), [(0.001, 4), (0.001, 7), (0.1, 0)])
+def test_a_pair_that_parts_after_the_first_update_fails_where_it_is_known_not_to(
+    rate, seed
+):
+    given = {"batch_size": 32, "learning_rate": rate, "seeds": [seed]}
+    notebook = definitions("Gap", "check_proof", **given)
+    parted = notebook.Gap([2e-14, 8.0], [0, 5650])
+    control = notebook.Gap([4e-16, 4e-16], [0, 0])
+    known = (rate, seed) == (0.001, 4)
+    with pytest.raises(AssertionError) if known else contextlib.nullcontext():
+        notebook.check_proof(parted, control)
 
 
 def test_one_changed_label_fails_the_proof(short_run):
