@@ -3,6 +3,8 @@
 import ast
 import builtins
 import re
+import subprocess
+import sys
 import urllib.parse
 
 import nbformat
@@ -200,7 +202,8 @@ def test_readme_code_is_the_notebooks_and_runs():
     assert len(blocks) == 4
     source = "\n".join(cell.source for cell in CODE)
     imports, *styles = blocks
-    assert all(line in source.splitlines() for line in imports.splitlines())
+    lines = [line.split("  #")[0] for line in imports.splitlines()]
+    assert all(line in source.splitlines() for line in lines)
     for style in styles:
         assert style.strip() in source, style
     namespace = {}
@@ -208,6 +211,16 @@ def test_readme_code_is_the_notebooks_and_runs():
     assert namespace["build_sequential"](0).count_params() == 101_770
     assert namespace["build_functional"](0).count_params() == 101_770
     assert sum(p.numel() for p in namespace["build_pytorch"](0).parameters()) == 101_770
+
+
+def test_the_readme_s_first_block_survives_an_optimizer():
+    """In a process of its own: Triton loaded after TensorFlow would end it."""
+    first = re.search(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)[1]
+    step = "w = torch.ones(1, requires_grad=True)\nadam = torch.optim.Adam([w])\n"
+    step += "w.sum().backward()\nadam.step()\nprint(w.item() < 1)"
+    command = [sys.executable, "-c", f"{first}\n{step}"]
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (0, "True\n"), process.stderr
 
 
 def test_prose_says_nothing_louder_than_a_full_stop():
