@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "mnist_framework_comparison.ipynb"
 README = ROOT / "README.md"
-PICTURE = ROOT / ".github" / "switch.png"
+PICTURE = ROOT / ".github" / "amplifiers.png"
 
 
 def committed():
@@ -36,6 +36,12 @@ def section(notebook, number):
         if cells[start].source.startswith(f"## {number}."):
             return cells[start:end]
     raise LookupError(f"the notebook has no section {number}")
+
+
+def cell_with(notebook, text):
+    """The one code cell with this text in its source."""
+    [cell] = [cell for cell in code_cells(notebook.cells) if text in cell.source]
+    return cell
 
 
 def under(notebook, heading):
@@ -77,6 +83,12 @@ def image_under(notebook, heading):
     outputs = [output for cell in under(notebook, heading) for output in cell.outputs]
     data = [output.get("data", {}) for output in outputs]
     return base64.b64decode(next(d["image/png"] for d in data if "image/png" in d))
+
+
+def columns(notebook, heading):
+    """{first field of a row: {column: field}} of the first table below a heading."""
+    header, _, *rows = map(fields, table_under(notebook, heading))
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
 def defined_names(node):

@@ -1,4 +1,5 @@
-"""Execute the notebook in place, then copy what the README shows of it.
+"""Execute the notebook in place, copy what the README shows of it, and say which
+sentences in either no longer fit its numbers.
 
 Usage: python tests/refresh.py [--readme-only]
 """
@@ -11,14 +12,15 @@ from harness import (
     NOTEBOOK,
     PICTURE,
     README,
+    cell_with,
     committed,
-    fields,
     image_under,
     markdown,
     new_client,
     table,
     table_under,
 )
+from numbers_in_text import all_misfits
 
 
 def execute():
@@ -42,22 +44,22 @@ def between_markers(text, name, lines):
     return substitute(rf"{start}((?!<!--).)*?{end}", body, text)
 
 
-def check_of_one_mistake(notebook):
-    """The check's table with only the column of the forgotten zero_grad()."""
-    lines = [fields(line) for line in table_under(notebook, "### The check")]
-    column = lines[0].index("`zero_grad()` forgotten")
-    return [f"| {line[0]} | {line[column]} |" for line in lines]
+def shown_tables(notebook):
+    """The tables that the README shows, by the names of their markers."""
+    return {
+        "results": table_under(notebook, "### The shared results table"),
+        "ladder": table_under(notebook, "### The ladder"),
+        "amplifiers": table_under(notebook, "### The two amplifiers"),
+        "check": table(markdown(cell_with(notebook, "def forgetful_step("))),
+    }
 
 
 def refresh_readme():
     notebook = committed()
-    results = markdown(notebook.cells[-1])
     text = README.read_text(encoding="utf-8")
-    text = between_markers(text, "results", table(results))
-    text = between_markers(text, "ladder", table_under(notebook, "### The ladder"))
-    text = between_markers(text, "switch", table_under(notebook, "### The switch"))
-    text = between_markers(text, "check", check_of_one_mistake(notebook))
-    minutes = re.search(r"took ([\d.]+) minutes", results)[1]
+    for name, lines in shown_tables(notebook).items():
+        text = between_markers(text, name, lines)
+    minutes = re.search(r"took ([\d.]+) minutes", markdown(notebook.cells[-1]))[1]
     sentence = f"The committed run took {minutes} minutes"
     text = substitute(r"The committed run took [\d.]+ minutes", sentence, text)
     README.write_text(text, encoding="utf-8")
@@ -68,3 +70,5 @@ if __name__ == "__main__":
     if "--readme-only" not in sys.argv:
         execute()
     refresh_readme()
+    if misfits := all_misfits():
+        sys.exit("These sentences need another number:\n" + "\n".join(misfits))

@@ -1,11 +1,13 @@
-"""The permutation test of section 6, as functions."""
+"""The permutation test of section 7, as functions and as its cells print it."""
 
 import itertools
+import json
 import math
+import re
 
 import numpy as np
 import pytest
-from harness import definitions
+from harness import cell_with, columns, definitions, printed
 
 notebook = definitions("splits", "p_value", "interval")
 splits, p_value, interval = notebook.splits, notebook.p_value, notebook.interval
@@ -72,3 +74,74 @@ def test_exact_up_to_eight_random_splits_above():
     assert ways[0].tolist() == list(range(30))
     assert np.array_equal(ways, splits(30))
     assert 0 < p_value(np.arange(30) + 3, np.arange(30), ways) < 1
+
+
+CELLS = "def p_value(", "def interval("
+# An interval without zero, with ties, and with too few seeds.
+PLANTED = [
+    (KERAS, PYTORCH),
+    (KERAS, KERAS - [60, 90, 100, 80, 70]),
+    (KERAS, KERAS + 1),
+    (KERAS[:4], KERAS[:4] + [201, 210, 190, 200]),
+    (KERAS[:3], PYTORCH[:3] + 300),
+]
+
+
+def assert_printed(text, keras, pytorch):
+    """The two cells' lines say what counting says of these numbers of right answers."""
+    keras, pytorch = list(map(int, keras)), list(map(int, pytorch))
+    number = r"([+-](?:[\d.]+|inf))"
+    difference, p, ways, low, high, shown = re.fullmatch(
+        rf"PyTorch minus Keras: {number} points of test accuracy, p = ([\d.e-]+) from "
+        rf"([\d,]+) ways\n95 % interval {number} to {number} points: "
+        r"a difference is (shown|not shown)\n",
+        text,
+    ).groups()
+    n = len(keras)
+    assert float(difference) == pytest.approx(
+        (sum(pytorch) - sum(keras)) / n / 100, abs=0.0051
+    )
+    assert p == f"{by_counting(pytorch, keras):.2g}"
+    assert int(ways.replace(",", "")) == math.comb(2 * n, n)
+    if n < 4:
+        assert (low, high, shown) == ("-inf", "+inf", "not shown")
+        return
+    low, high = round(100 * float(low)), round(100 * float(high))
+    for shift, inside in [(low - 1, 0), (low, 1), (high, 1), (high + 1, 0)]:
+        shifted = [count - shift for count in pytorch]
+        assert (by_counting(shifted, keras) > 0.05) == inside
+    assert (shown == "shown") == (by_counting(pytorch, keras) <= 0.05)
+
+
+@pytest.mark.parametrize(("keras", "pytorch"), PLANTED)
+def test_the_cells_print_the_test_of_planted_accuracies(short_run, keras, pytorch):
+    cells = [cell_with(short_run.notebook, text) for text in CELLS]
+    # Keras reports float32, PyTorch's loop a Python float.
+    accuracies = (
+        (keras / 10_000).astype("float32").tolist(),
+        (pytorch / 10_000).tolist(),
+    )
+    short_run.execute(
+        "kept = tests, seeds\n"
+        f"first, second = {json.dumps(accuracies)}\n"
+        "columns = zip(APIS, (first, first, second), strict=True)\n"
+        "tests = {a: {s: {'accuracy': v} for s, v in enumerate(c)} for a, c in columns}\n"
+        "seeds = list(range(len(first)))"
+    )
+    text = "".join(printed(short_run.execute(cell.source)) for cell in cells)
+    short_run.execute("tests, seeds = kept")
+    for cell in cells:
+        short_run.execute(cell.source)
+    assert_printed(text, keras, pytorch)
+
+
+@pytest.mark.parametrize("run", ["short_run", "full_run"])
+def test_the_cells_print_the_test_of_the_table_of_seeds(request, run):
+    notebook = request.getfixturevalue(run).notebook
+    rows = columns(notebook, "### Several seeds instead of one").values()
+    counts = [
+        [round(100 * float(row[api].rstrip("%"))) for row in rows]
+        for api in ("Keras Sequential", "PyTorch")
+    ]
+    text = "".join(printed(cell_with(notebook, part)) for part in CELLS)
+    assert_printed(text, *counts)
