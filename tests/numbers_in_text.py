@@ -67,7 +67,7 @@ IN_NOTEBOOK = [
     (r"one moved bit ends in (\d+) other", Field(PAIRS, EARLY + BIT, AT_15)),
     (r"and the other framework in (\d+)\.", Field(PAIRS, EARLY + OTHER, AT_15)),
     (
-        r"is left, (\S+) after one update",
+        r"is left, (\S+) in some weight after one update",
         Field("### The ladder", "+ size of ε", "weights, 1 update"),
     ),
     (r"predictions differ from epoch (\d+) on", Field(PAIRS, EARLY + BIT, PARTS)),
@@ -76,9 +76,8 @@ IN_NOTEBOOK = [
     (r"and (\d+) for the other framework", Field(PAIRS, EARLY + OTHER, AT_15)),
     (r"no prediction before epoch (\d+)", Field(PAIRS, LATE + BIT, PARTS)),
     (r"and (\d+) by epoch 24", Field(PAIRS, LATE + BIT, AT_24)),
-    (r"float64, ReLU parts at epoch (\d+)", Field("### The proof", EARLY + BIT, PARTS)),
     (
-        r"float64, ReLU parts at epoch (\d+)",
+        r"ReLU parts at epoch (\d+) between",
         Field("### The proof", EARLY + OTHER, PARTS),
     ),
     (
@@ -91,7 +90,17 @@ IN_NOTEBOOK = [
     ),
 ]
 IN_README = [
-    (r"committed run took ([\d.]+) minutes", Line(10, r"took ([\d.]+) minutes"))
+    (r"committed run took ([\d.]+) minutes", Line(10, r"took ([\d.]+) minutes")),
+    (r"Keras and PyTorch is (.*shown) \(p = ", Line(7, r"a difference is (.*)")),
+    (r"shown \(p = ([\d.]+)\)", Line(7, r"p = ([\d.e-]+) from")),
+    (
+        r"predictions differs after any of the (\d+) epochs",
+        Line(9, r"no prediction differs after (\d+) of 15 epochs"),
+    ),
+    (
+        r"after every one of (\d+) epochs",
+        Field(PAIRS, NEITHER + OTHER, PARTS, horizon_if_never),
+    ),
 ]
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import math
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from harness import code_cells, committed, definitions
 n = definitions()
 keras, tf, torch, LambdaLR = n.keras, n.tf, n.torch, n.torch.optim.lr_scheduler.LambdaLR
 CELLS = [cell.source for cell in code_cells(committed().cells)]
-namespace = {"torch": torch, "math": math, "contextlib": contextlib}
+namespace = {"torch": torch, "nn": torch.nn}
 exec(*[cell for cell in CELLS if "class KerasAdam" in cell], namespace)
 KerasAdam = namespace["KerasAdam"]
 random = np.random.default_rng(0)

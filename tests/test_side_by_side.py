@@ -102,7 +102,7 @@ NETWORKS = [
     ("layer with activation", "", "layer", 784),
     ("plain stack", "Sequential", "model", 784),
     ("plain stack", "Functional", "model", 784),
-    ("branch, share a layer", "Functional only", "block", 128),
+    ("branch, share a layer", "Functional (not Sequential)", "block", 128),
 ]
 
 
