@@ -336,17 +336,17 @@ def test_the_misread_digits_are_misread_by_each_of_the_three(run):
         "models = sequential_run.model, functional_run.model, pytorch_run.model\n"
         "answer = [read_by_hand(model, x_test).argmax(axis=1) for model in models]\n"
         "wrong = [i for i in range(10_000) if y_test[i] not in [a[i] for a in answer]]\n"
-        "pairs = [[int(y_test[i]), int(answer[0][i]), int(answer[2][i])] for i in wrong]\n"
+        "read_as = [[int(y_test[i]), int(answer[0][i]), int(answer[2][i])] for i in wrong]\n"
         f"titles, images = shown_by({cell.source!r})\n"
         "equal = all(map(np.array_equal, images, x_test[wrong]))"
     )
-    pairs, titles = run.value("[pairs, titles]")
+    read_as, titles = run.value("[read_as, titles]")
     assert (
         printed(cell)
-        == f"{len(pairs)} of 10,000 test images are misread by all three\n"
+        == f"{len(read_as)} of 10,000 test images are misread by all three\n"
     )
-    assert len(titles) == min(20, len(pairs)) and run.value("equal")
-    for title, (label, ours, theirs) in zip(titles, pairs, strict=False):
+    assert len(titles) == min(20, len(read_as)) and run.value("equal")
+    for title, (label, ours, theirs) in zip(titles, read_as, strict=False):
         assert title == f"{label} → {ours}" + f", {theirs}" * (theirs != ours)
 
 

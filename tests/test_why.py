@@ -208,11 +208,12 @@ def test_a_rung_shows_the_ranges_of_its_trainings(rung):
 
 def test_the_ladder_shows_the_runs_trainings(short_run, tmp_path):
     rungs = [(ALL[:i], without(ALL[i - 1])) for i in range(1, 7)]
-    pairs = f"[both(0, 1, names) for rung in {rungs} for names in rung]"
-    pairs = iter(fetched_pairs(short_run, tmp_path, pairs))
+    trained = "[both(seed, 1, names) for names in {} for seed in seeds]".format
     lines = table_under(short_run.notebook, "### The ladder")[3:]
-    for line, pair, alone in zip(lines, pairs, pairs, strict=True):
-        assert fields(line)[1:] == ladder_by_hand([pair], [alone])
+    for line, rung in zip(lines, rungs, strict=True):
+        found = fetched_pairs(short_run, tmp_path, trained(list(rung)))
+        half = len(found) // 2
+        assert fields(line)[1:] == ladder_by_hand(found[:half], found[half:])
 
 
 @pytest.mark.parametrize("epochs", [2, 15])
@@ -502,11 +503,14 @@ def test_one_prediction_that_differs_stops_softplus_with_a_large_epsilon(name):
     a, b, key = made_up(0, 25), made_up(1, 25, [(24, 1)]), ("softplus", 1e-3)
     pairs = {(n, small.IN_FLOAT32, *key): (a, a) for n in ("one bit", "frameworks")}
     planted = pairs | {(name, small.IN_FLOAT32, *key): (a, b)}
-    amplify = functools.partial(run_cell, "NETWORKS = ", itertools=itertools)
-    amplify(pairs=pairs, is_protocol=True)
-    amplify(pairs=planted, is_protocol=False)
+    protocol = {"epochs": 15, "batch_size": 32, "learning_rate": 0.001}
+    protocol |= {"seeds": [0, 1, 2, 3, 4], "itertools": itertools}
+    amplify = functools.partial(run_cell, "NETWORKS = ")
+    amplify(pairs=pairs, **protocol)
+    for change in ({"epochs": 14}, {"batch_size": 64}, {"seeds": [0]}):
+        amplify(pairs=planted, **protocol | change)
     with pytest.raises(AssertionError, match=name):
-        amplify(pairs=planted, is_protocol=True)
+        amplify(pairs=planted, **protocol)
 
 
 # What amplifies.
