@@ -1,484 +1,361 @@
-"""Section 8's two tables: what stands in a row is what both frameworks compute."""
+"""Section 8's causes: what stands in a row is what both frameworks compute."""
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import committed, definitions, fields, table
+from harness import committed, definitions, fields, section, table
 
 n = definitions()
-keras, tf, torch = n.keras, n.tf, n.torch
-layers, optimizers, nn, F = (
-    keras.layers,
-    keras.optimizers,
-    torch.nn,
-    torch.nn.functional,
-)
-CAUSES, OTHERS, CHECKS = "### The usual causes", "### Other optimizers", {}
-Sparse = keras.losses.SparseCategoricalCrossentropy
+keras, tf, torch, torchvision = n.keras, n.tf, n.torch, n.torchvision
+layers, losses = keras.layers, keras.losses
+nn, F, tensor = torch.nn, torch.nn.functional, torch.tensor
 
 
-def row(start):
-    """Keep the check of the row that starts like this; it gets the other two fields."""
-    return lambda check: CHECKS.setdefault(start, check)
-
-
-def below(heading):
-    """The notebook's text from a heading to the next one."""
-    cells = [cell for cell in committed().cells if cell.cell_type == "markdown"]
-    text = "\n\n".join(cell.source for cell in cells).split(f"{heading}\n")[1]
-    return re.split("^##", text, flags=re.MULTILINE)[0]
-
-
-def rows(heading):
-    return [fields(line) for line in table(below(heading))[2:]]
+CELLS = [c.source for c in section(committed(), 8) if c.cell_type == "markdown"]
+CAUSES_TEXT = "\n".join(CELLS).split("### The usual causes\n")[1]
+LINES = [fields(line) for line in table(CAUSES_TEXT)[2:]]
+CAUSES = {re.sub(r' \(.*|[`"]', "", what): pair for what, *pair in LINES}
 
 
 def numbers(text):
+    """The numbers in a text; a digit in a name is none."""
     return [float(t) for t in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e-\d+)?", text)]
-
-
-def code(text):
-    return re.findall(r"`([^`]+)`", text)
 
 
 def plain(x):
     return x.detach().numpy() if torch.is_tensor(x) else keras.ops.convert_to_numpy(x)
 
 
-def tensor(x, *axes):
-    return torch.tensor(plain(x).transpose(axes or None) if axes else plain(x))
-
-
 def near(a, b, tolerance=1e-4):
-    a, b = plain(a), plain(b)
-    return a.size in (b.size, 1) and np.allclose(a.ravel(), b.ravel(), tolerance, 1e-6)
+    a, b = plain(a).ravel(), plain(b).ravel()
+    return a.size in (b.size, 1) and np.allclose(a, b, tolerance, 1e-6)
 
 
 def random(*shape):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
+def channels_first(x):
+    """Keras's images (n, h, w, c), or series (n, t, c), as PyTorch has them."""
+    return tensor(np.moveaxis(plain(x), -1, 1))
+
+
 def fill(layer, *arrays):
+    """Write these arrays into a PyTorch layer's parameters."""
     for parameter, values in zip(layer.parameters(), arrays, strict=True):
-        parameter.data = tensor(values)
+        parameter.data = tensor(plain(values))
 
 
-def step(optimizer, gradient, start=0.0, **options):
-    """By how much an optimizer's first step lowers a weight."""
-    if issubclass(optimizer, torch.optim.Optimizer):
-        weight = nn.Parameter(torch.tensor([start]))
-        weight.grad = torch.tensor([gradient])
-        optimizer([weight], **options).step()
-    else:
-        weight = keras.Variable([start])
-        optimizer(**options).apply([tf.constant([gradient])], [weight])
-    return start - plain(weight)[0]
+def copy_kernel(layer, other):
+    """Give PyTorch's layer the weights of Keras's dense layer or convolution."""
+    fill(other, np.moveaxis(plain(layer.kernel), [-1, -2], [0, 1]), layer.bias)
 
 
-@row("Adam's ε")
-def adam(ours, theirs):
-    [mine], [other], v = numbers(ours), numbers(theirs), 1e-6 * math.sqrt(1 - 0.999)
-    assert near(step(optimizers.Adam, 1e-6), 1e-3 / (1 + mine / v))
-    assert near(step(torch.optim.Adam, 1e-6), 1e-3 / (1 + other / 1e-6))
-    assert "before the bias" in ours and "after the bias" in theirs
+def test_every_cause_is_tested():
+    files = Path(__file__).parent.glob("test_*.py")
+    source = "".join(path.read_text(encoding="utf-8") for path in files)
+    assert [what for what in CAUSES if f'CAUSES["{what}"]' not in source] == []
 
 
-@row("weight decay")
-def weight_decay(ours, theirs):
-    decay = {"gradient": 0.0, "start": 2.0, "weight_decay": 0.5}
-    assert near(step(optimizers.Adam, learning_rate=0.1, **decay), 0.1 * 0.5 * 2)
-    assert near(step(torch.optim.AdamW, lr=0.1, **decay), 0.1 * 0.5 * 2)
-    assert "takes rate · λw" in ours and "`AdamW` it takes rate · λw" in theirs
-    # Adam's first step is the rate, whatever the gradient.
-    assert near(step(torch.optim.Adam, lr=0.2, **decay), 0.2)
-    mine, other = (re.search(r"adds (\d?)λw", text)[1] for text in (ours, theirs))
-    penalty = keras.regularizers.L2(0.5)
-    assert near(penalty(tf.constant([3.0])), int(mine) * 0.5 * 3**2 / 2)
-    assert other == "" and near(step(torch.optim.SGD, lr=1, **decay), 0.5 * 2)
-
-
-@row("shapes (n, 1)")
-def shapes(ours, theirs):
+def test_what_broadcasts_with_shapes_n_1_and_n():
+    ours, theirs = CAUSES["shapes"]
     x = np.float32([[0], [1], [1], [0]])
-    model = keras.Sequential([layers.Dense(1, kernel_initializer="ones")])
-    assert "losses given to `compile`" in ours and "a metric of your own broad" in ours
 
-    def own(y, p):
-        return (y - p) ** 2
-
-    for loss in ("mse", own):
-        model.compile("sgd", loss, metrics=["mse", "accuracy", own])
-        assert model.evaluate(x, x[:, 0], verbose=0) == [0, 0, 1, 0.5]
-
-    class Subclass(keras.losses.Loss):
+    class Own(losses.Loss):
         def call(self, y, p):
-            return own(y, p)
+            return (y - p) ** 2
 
-    assert Subclass()(x[:, 0], x) == 0.5
-    for name in re.findall(r"[A-Z]\w+", ours.split("subclass")[1]):
-        results = [getattr(keras.metrics, name)() for _ in range(2)]
-        results[0].update_state(x, x[::-1] / 2 + 0.1)
-        results[1].update_state(x[:, 0], x[::-1] / 2 + 0.1)
-        assert abs(results[0].result() - results[1].result()) > 1e-3, name
-    p, y = tensor(x), tensor(x[:, 0])
-    difference, warns, *refuse = code(theirs)
-    assert eval(difference, {"p": p, "y": y}).shape == (4, 4)
+    model = keras.Sequential([layers.Dense(1, kernel_initializer="ones")])
+    model.compile("sgd", Own().call, metrics=["mse", "accuracy", Own().call])
+    assert model.evaluate(x, x[:, 0], verbose=0) == [0, 0, 1, 0.5]
+    assert Own()(x[:, 0], x) == 0.5
+    assert "most metrics make them one shape; a `Loss` subclass and a metric" in ours
     with pytest.warns(UserWarning, match="target size"):
-        assert getattr(nn, warns)()(p, y) == 0.5
-    for name in refuse:
+        assert nn.MSELoss()(tensor(x), tensor(x[:, 0])) == 0.5
+    for loss in (nn.BCELoss(), nn.BCEWithLogitsLoss()):
         with pytest.raises(ValueError, match="arget size"):
-            getattr(nn, name)()(p, y)
+            loss(tensor(x), tensor(x[:, 0]))
+    assert "`p - y` is (n, n); `MSELoss` only warns; `BCELoss`" in theirs
 
 
-@row("what goes into")
-def loss(ours, theirs):
-    pattern = r"`(\w+)`(?: and `(\w+)`)? takes? ([\w-]+)"
-    found = re.findall(pattern, ours) + re.findall(pattern, theirs)
-    names = [(name, kind) for *pair, kind in found for name in pair if name]
-    z, y = tensor(random(5, 3)), torch.arange(5) % 3
-    for name, kind in names:
-        p, target = z.softmax(1), y
-        expected = F.cross_entropy(z, y)
-        if name.startswith("B"):
-            p, target = z.sigmoid(), F.one_hot(y).float()
-            expected = -(p * target + (1 - p) * (1 - target)).log().mean()
-        inputs = {"logits": z, "probabilities": p, "log-probabilities": p.log()}
-        if hasattr(nn, name):
-            assert near(getattr(nn, name)()(inputs[kind], target), expected)
-        else:
-            of = getattr(keras.losses, name)
-            assert near(of()(target.numpy(), inputs[kind].numpy()), expected)
-            assert near(of(from_logits=True)(target.numpy(), z.numpy()), expected)
-    assert len(names) == 6
-    assert not near(F.cross_entropy(z.softmax(1), y), F.cross_entropy(z, y), 0.01)
-    means = Sparse().reduction, nn.CrossEntropyLoss().reduction
-    assert means == (code(ours)[-1], code(theirs)[-1])
+def test_what_goes_into_the_loss():
+    ours, theirs = CAUSES["what goes into the loss"]
+    z, y = random(5, 1), tensor(np.arange(5) % 2)
+    # The same forecast as two logits, so that all losses are one number.
+    two, z = tensor(np.hstack([0 * z, z])), tensor(z[:, 0])
+    p, loss = two.softmax(dim=1), nn.CrossEntropyLoss()(two, y)
+    assert near(nn.BCEWithLogitsLoss()(z, y.float()), loss)
+    assert near(nn.NLLLoss()(p.log(), y), loss)
+    assert near(nn.BCELoss()(p[:, 1], y.float()), loss)
+    assert "BCEWithLogitsLoss` take logits, `NLLLoss` takes log-probabilit" in theirs
+    assert "`BCELoss` takes probabilities" in theirs
+    forms = {"SparseCategorical": (p, two), "Binary": (p[:, 1], z)}
+    for name, (probabilities, logits) in forms.items():
+        of = getattr(losses, f"{name}Crossentropy")
+        assert near(of()(y.numpy(), probabilities.numpy()), loss)
+        assert near(of(from_logits=True)(y.numpy(), logits.numpy()), loss)
+    assert "`BinaryCrossentropy` take probabilities, unless `from_logits=True`" in ours
 
 
-@row("batch normalization")
-def batch_normalization(ours, theirs):
-    x, layer, other = random(6, 1) / 50, layers.BatchNormalization(), nn.BatchNorm1d(1)
-    (old, epsilon), (new, small) = numbers(ours), numbers(theirs)[:2]
-    centred, mean, variance = x - x.mean(), x.mean(), x.var()
-    assert near(layer(x, training=True), centred / (variance + epsilon) ** 0.5)
-    assert near(other(tensor(x)), centred / (variance + small) ** 0.5)
-    assert near(layer.moving_mean, (1 - old) * mean)
-    assert near(other.running_mean, new * mean)
+@pytest.mark.filterwarnings("ignore:reduction")
+def test_what_other_losses_divide_by():
+    ours, theirs = CAUSES["other losses"]
+    q, p = tensor(random(2, 2, 3)).softmax(dim=2)
+    of_rows = (p * (p / q).log()).sum(dim=1)
+    assert near(losses.KLDivergence()(p.numpy(), q.numpy()), of_rows.mean())
+    assert near(nn.KLDivLoss()(q.log(), p), of_rows.sum() / 6)
+    assert near(nn.KLDivLoss(reduction="batchmean")(q.log(), p), of_rows.mean())
+    assert "takes probabilities, its mean is over the rows" in ours
+    assert "takes log-probabilities, its mean is over rows and classes" in theirs
+    assert 'unless `reduction="batchmean"`' in theirs
+    zero, three, huber = torch.zeros(1), torch.full([1], 3.0), 0.5 * (3 - 0.5 / 2)
+    assert near(losses.Huber(0.5)(zero.numpy(), three.numpy()), huber)
+    assert near(nn.HuberLoss(delta=0.5)(three, zero), huber) and "slope δ" in ours
+    assert near(nn.SmoothL1Loss(beta=0.5)(three, zero), huber / 0.5)
+    assert "`HuberLoss` is Huber, `SmoothL1Loss` is Huber / β" in theirs
+    z, y, lengths = random(2, 8, 4), np.array([[1, 2, 3], [2, 1, 0]]), [3, 2]
+    given = tensor(z).log_softmax(dim=2).movedim(0, 1), tensor(y), [8, 8], lengths
+    of_rows = F.ctc_loss(*given, reduction="none")
+    assert near(losses.CTC()(y, z), of_rows.mean())
+    assert near(nn.CTCLoss()(*given), (of_rows / tensor(lengths)).mean())
+    assert "`CTC` is the mean over the rows" in ours
+    assert "takes log-probabilities and divides each row by its target's" in theirs
+
+
+def test_momentum_epsilon_and_axis_of_batch_normalization():
+    ours, theirs = CAUSES["batch normalization"]
+    layer, other = layers.BatchNormalization(), nn.BatchNorm1d(5)
+    x = random(6, 5, 3) / 10
+    [old, epsilon], [axis, new, small] = numbers(ours), numbers(theirs)[:3]
+    mean, variance = x.mean((0, 1)), x.var((0, 1))
+    assert near(layer(x, training=True), (x - mean) / (variance + epsilon) ** 0.5)
+    assert near(layer.moving_mean, (1 - old) * mean) and "last axis; mo" in ours
     assert near(layer.moving_variance, old + (1 - old) * variance, 1e-6)
-    assert near(other.running_var, 1 - new + new * x.var(ddof=1), 1e-6)
-    assert "of the old" in ours and "of the new" in theirs and "over n − 1" in theirs
+    mean, variance = x.mean((0, 2), keepdims=True), x.var((0, 2), keepdims=True)
+    assert near(other(tensor(x)), (x - mean) / (variance + small) ** 0.5)
+    assert near(other.running_mean, new * mean) and axis == 1
+    assert near(other.running_var, 1 - new + new * variance * 18 / 17, 1e-6)
+    assert "of the old" in ours and "of the new" in theirs and "n − 1" in theirs
 
 
-@row("initial weights")
-def initial_weights(ours, theirs):
+def is_uniform(weights, limit):
+    """Whether weights are uniform between -limit and limit."""
+    sizes = np.abs(plain(weights))
+    return near([sizes.max(), 2 * sizes.mean()], [limit, limit], 0.05)
+
+
+def test_the_initial_weights():
+    ours, theirs = CAUSES["initial weights"]
     keras.utils.set_random_seed(0)
     torch.manual_seed(0)
-    pairs = [(layers.Dense(128), nn.Linear(784, 128), (2, 784), 784, 128)]
-    pairs += [(layers.Conv2D(32, 3), nn.Conv2d(16, 32, 3), (2, 9, 9, 16), 144, 288)]
-    for layer, other, shape, fan_in, fan_out in pairs:
-        fans = {"fan_in": fan_in, "fan_out": fan_out}
-        layer.build(shape)
-        weights = (layer.kernel, layer.bias), (other.weight, other.bias)
-        for text, (kernel, bias) in zip((ours, theirs), weights, strict=True):
-            limit = re.search(r"±(√\(.*\))[, ]", text)[1].replace("√", "sqrt")
-            limit = eval(limit, fans | {"sqrt": math.sqrt})
-            kernel, bias = np.abs(plain(kernel)), np.abs(plain(bias)).max()
-            assert near([kernel.max(), 2 * kernel.mean()], [limit, limit], 0.05)
-            assert bias == 0 if "biases 0" in text else 0.7 * limit < bias <= limit
-    embeddings = plain(layers.Embedding(100, 50)(np.arange(100)))
-    assert near(np.abs(embeddings).max(), numbers(ours)[-1], 0.01)
+    dense, convolution = layers.Dense(128), layers.Conv2D(32, 3)
+    dense.build((None, 784))
+    convolution.build((None, 9, 9, 16))
+    for layer, fan_in, fan_out in ((dense, 784, 128), (convolution, 144, 288)):
+        assert is_uniform(layer.kernel, math.sqrt(6 / (fan_in + fan_out)))
+        assert not plain(layer.bias).any()
+    assert "uniform in ±√(6/(fan_in + fan_out)), biases 0" in ours
+    for layer, fan_in in ((nn.Linear(784, 900), 784), (nn.Conv2d(16, 900, 3), 144)):
+        for weights in layer.parameters():
+            assert is_uniform(weights, math.sqrt(1 / fan_in))
+    assert "uniform in ±√(1/fan_in), biases too" in theirs
+    assert is_uniform(layers.Embedding(100, 50)(np.arange(100)), numbers(ours)[-1])
     assert near(nn.Embedding(100, 50).weight.std(), numbers(theirs)[-1], 0.05)
 
 
-@row("layout")
-def layout(ours, theirs):
-    names = [re.findall(r"\(([^)]+)\)", text) for text in (ours, theirs)]
-    pairs = [[axes.split(", ") for axes in pair] for pair in zip(*names, strict=True)]
-    of_dense, of_kernel, of_images = [[a.index(x) for x in b] for a, b in pairs]
-    x, dense, linear = random(7, 3, 2, 4), layers.Dense(5), nn.Linear(4, 5)
-    images = tensor(x, *of_images)
-    expected = dense(x[:, 0, 0])
-    fill(linear, tensor(dense.kernel, *of_dense), dense.bias)
-    assert near(linear(images[:, :, 0, 0]), expected)
-    convolution, other = layers.Conv2D(5, (3, 2)), nn.Conv2d(4, 5, (3, 2))
-    expected = convolution(x)
-    fill(other, tensor(convolution.kernel, *of_kernel), convolution.bias)
-    assert near(other(images), expected)
-    flat, of_torch = tensor(layers.Flatten()(x)), nn.Flatten()(images)
-    assert near(flat, x) and near(of_torch, images) and not near(flat, of_torch)
+def test_the_layout_of_kernels_and_images():
+    ours, theirs = CAUSES["layout, also after Flatten"]
+    x, layer = random(7, 3, 2, 4), layers.Conv2D(5, (3, 2))
+    expected, other = layer(x), nn.Conv2d(4, 5, (3, 2))
+    images = channels_first(x)
+    copy_kernel(layer, other)
+    assert near(other(images), channels_first(expected))
+    assert near(layers.Flatten()(x), x) and near(nn.Flatten()(images), images)
+    assert "(in, out) and (h, w, in, out); images (n, h, w, c)" in ours
+    assert "(out, in) and (out, in, h, w); (n, c, h, w)" in theirs
 
 
-@row('`padding="same"`')
-def padding(ours, theirs):
-    kernel, stride = map(int, numbers(ours))
-    word, option, pad = code(theirs)
-    assert (kernel, stride) == (3, 2) and "even size" in ours
-    layer = layers.Conv2D(5, kernel, strides=stride, padding="same")
-    x, other = random(1, 8, 8, 3), nn.Conv2d(3, 5, kernel, stride)
-    expected, images = tensor(layer(x), 0, 3, 1, 2), tensor(x, 0, 3, 1, 2)
-    fill(other, tensor(layer.kernel, 3, 2, 0, 1), layer.bias)
-    padded = eval(pad, {"F": F, "x": images})
-    assert near(other(padded), expected) and padded.shape[2:] == (9, 9)
-    other.padding = 2 * (int(option.removeprefix("padding=")),)
-    assert other(images).shape == expected.shape and not near(other(images), expected)
-    odd = layer(x[:, :7, :7])
-    assert near(other(images[..., :7, :7]), tensor(odd, 0, 3, 1, 2))
+def test_the_sides_that_same_pads_with_a_stride():
+    ours, theirs = CAUSES["padding=same with a stride"]
+    x, layer = random(1, 8, 8, 3), layers.Conv2D(5, 3, strides=2, padding="same")
+    other, images = nn.Conv2d(3, 5, 3, stride=2), channels_first(x)
+    expected = channels_first(layer(x))
+    copy_kernel(layer, other)
+    assert near(other(F.pad(images, (0, 1, 0, 1))), expected)
+    assert "kernel 3, stride 2, even size: pads only at the right and the bot" in ours
+    other.padding = (1, 1)
+    assert not near(other(images), expected)
     with pytest.raises(ValueError, match="strided"):
-        nn.Conv2d(3, 5, kernel, stride, padding=word.strip('"'))
-    assert "only at the right and the bottom" in ours
+        nn.Conv2d(3, 5, 3, stride=2, padding="same")
+    assert "refuses a stride, `padding=1` pads all four sides; before the" in theirs
 
 
-@row("LSTM")
-def lstm(ours, theirs):
-    x, layer, steps = random(3, 4, 2), layers.LSTM(5), []
+def test_the_biases_and_gates_of_recurrent_layers():
+    ours, theirs = CAUSES["LSTM"]
+    x, layer, other = random(3, 4, 2), layers.LSTM(5), nn.LSTM(2, 5, batch_first=True)
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(layer(x))
-    kernel, recurrent, bias = layer.trainable_weights
-    expected, bias = tape.gradient(total, bias.value), plain(bias)
-    for freeze in (True, False):
-        other = nn.LSTM(2, 5, batch_first=True)
-        fill(other, plain(kernel).T, plain(recurrent).T, bias, 0 * bias)
-        copied, zero = (other.get_parameter(name) for name in code(theirs))
-        zero.requires_grad_(not freeze)
-        output = other(tensor(x))[0][:, -1].sum()
-        assert near(output, total) and not zero.any()
-        output.backward()
-        torch.optim.SGD(other.parameters(), lr=1).step()
-        steps.append(bias - plain(copied + zero))
-    assert near(steps[0], expected) and near(steps[1], 2 * expected)
-    assert ours == "one bias" and "two, and both are trained" in theirs
-    assert "to 0 and freeze" in theirs
+    gradient = tape.gradient(total, layer.trainable_weights[2].value)
+    kernel, recurrent, bias = layer.get_weights()
+    fill(other, kernel.T, recurrent.T, bias, 0 * bias)
+    output = other(tensor(x))[0][:, -1].sum()
+    output.backward()
+    assert near(output, total) and ours == "one bias"
+    # Both biases move, so that their sum moves twice as far, unless one is frozen.
+    assert near(other.bias_ih_l0.grad, gradient) and "into `bias_ih_l0`" in theirs
+    assert near(other.bias_hh_l0.grad, gradient) and "both are trained" in theirs
+    assert "set `bias_hh_l0` to 0 and freeze it" in theirs
+    ours, theirs = CAUSES["GRU"]
+    layer, other = layers.GRU(5, bias_initializer="normal"), nn.GRU(2, 5, 1)
+    expected = layer(x)[:, None]
+    kernel, recurrent, bias = layer.get_weights()
+    arrays = [kernel.T, recurrent.T, *bias]
+    for i, array in enumerate(arrays):
+        z, r, h = np.split(array, 3)
+        arrays[i] = np.concatenate([r, z, h])
+    fill(other, *arrays)
+    assert near(other(tensor(x).movedim(0, 1))[1], expected)
+    assert "order z, r, h" in ours and "order r, z, n" in theirs
+    assert layer.reset_after and "`reset_after=True`, the default, is" in ours
 
 
-@row("GRU")
-def gru(ours, theirs):
-    texts = [re.search("order ((?:., )+.)", text)[1] for text in (ours, theirs)]
-    order, other_order = (text.replace("h", "n").split(", ") for text in texts)
-    x, other = random(3, 4, 2), nn.GRU(2, 5, batch_first=True)
-    for after in (True, False):
-        layer = layers.GRU(5, reset_after=after, bias_initializer="normal")
-        expected = layer(x)
-        kernel, recurrent, bias = layer.get_weights()
-        for gates in (order, other_order):
-            arrays = []
-            for weights in (kernel, recurrent, *(bias if after else (bias, 0 * bias))):
-                blocks = dict(zip(gates, np.split(weights.T, 3), strict=True))
-                arrays.append(np.concatenate([blocks[gate] for gate in other_order]))
-            fill(other, *arrays)
-            agree = near(other(tensor(x))[0][:, -1], expected)
-            assert agree == (after and gates == order)
-    assert layers.GRU(5).reset_after and code(ours) == ["reset_after=True"]
+def test_what_class_weights_divide_by():
+    ours, theirs = CAUSES["class weights"]
+    x, y, weights = np.zeros((4, 3), "float32"), np.array([0, 1, 2, 2]), [1.0, 2.0, 5.0]
+    model = keras.Sequential([layers.Dense(3, "softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    loss = model.train_on_batch(x, y, class_weight=dict(enumerate(weights)))
+    assert near(loss, 13 / 4 * math.log(3)) and "over the number of rows" in ours
+    loss = nn.CrossEntropyLoss(tensor(weights))(tensor(x), tensor(y))
+    assert near(loss, 13 / 13 * math.log(3)) and "the sum of the rows' w" in theirs
 
 
-@row("class weights")
-def class_weights(ours, theirs):
-    z, y, weights = random(4, 3), np.array([0, 1, 2, 2]), np.float32([1, 2, 5])
-    model = keras.Sequential([layers.Dense(3, kernel_initializer="identity")])
-    model.compile("sgd", Sparse(from_logits=True))
-    mine = model.train_on_batch(z, y, class_weight=dict(enumerate(weights)))
-    other = nn.CrossEntropyLoss(weight=tensor(weights))(tensor(z), tensor(y))
-    each = F.cross_entropy(tensor(z), tensor(y), reduction="none")
-    total = weights[y] @ plain(each)
-    assert near(mine, total / 4) and "sum over the number of rows" in ours
-    assert near(other, total / 13) and "sum over the sum of the rows' w" in theirs
-
-
-@row("gradient clipping")
-def clipping(ours, theirs):
-    found = dict(re.findall("`(.+?)` for (each|all)", ours + theirs))
-    gradients, added = np.float32([3e-6, 4e-6]), numbers(theirs)[0]
-    expected = {"each": np.ones(2), "all": np.array([0.6, 0.8])}
-    for option in ("clipnorm", "global_clipnorm"):
-        pair = [keras.Variable(0.0) for _ in gradients]
-        sgd = optimizers.SGD(1.0, **{option: 1e-6})
-        sgd.apply([tf.constant(gradient) for gradient in gradients], pair)
-        assert near([-1e6 * plain(value) for value in pair], expected[found[option]])
-    pair = [nn.Parameter(torch.tensor(0.0)) for _ in gradients]
-    for parameter, gradient in zip(pair, gradients, strict=True):
-        parameter.grad = torch.tensor(gradient)
-    nn.utils.clip_grad_norm_(pair, 1e-6)
-    clipped = expected[found["clip_grad_norm_"]] * 5e-6 / (5e-6 + added)
-    assert near([1e6 * parameter.grad for parameter in pair], clipped)
-
-
-@row("other layers'")
-def layer_defaults(ours, theirs):
-    x, (slope, by_name, epsilon) = np.float32([[-0.01, 0.01]]), numbers(ours)
+def test_the_constants_of_other_layers():
+    ours, theirs = CAUSES["other layers: constants"]
+    x = np.float32([[-0.01, 0.01]])
+    slope, by_name, of_prelu, epsilon = numbers(ours.replace("=[1, 2]", ""))
     assert near(layers.LeakyReLU()(x), [-0.01 * slope, 0.01])
     assert near(layers.Activation("leaky_relu")(x), [-0.01 * by_name, 0.01])
-    assert near(layers.LayerNormalization()(x), x / math.sqrt(1e-4 + epsilon))
-    slope, epsilon = numbers(theirs)
+    for layer in (layers.LayerNormalization(), layers.GroupNormalization(1)):
+        assert near(layer(x), x / math.sqrt(1e-4 + epsilon))
+    for axes, shape in ((None, (4, 4, 3)), ([1, 2], (1, 1, 3))):
+        layer = layers.PReLU(shared_axes=axes)
+        layer.build((None, 4, 4, 3))
+        assert near(layer.alpha, np.full(shape, of_prelu))
+    assert "a slope for each element" in ours and "each channel with `sh" in ours
+    slope, of_prelu, epsilon = numbers(theirs)
     assert near(nn.LeakyReLU()(tensor(x)), [-0.01 * slope, 0.01])
-    assert near(nn.LayerNorm(2)(tensor(x)), x / math.sqrt(1e-4 + epsilon))
+    for layer in (nn.LayerNorm(2), nn.GroupNorm(1, 2)):
+        assert near(layer(tensor(x)), x / math.sqrt(1e-4 + epsilon))
+    assert near(nn.PReLU().weight, [of_prelu]) and nn.PReLU(3).weight.shape == (3,)
+    assert "`PReLU()` has one slope" in theirs and "`PReLU(c)` one for each" in theirs
 
 
-@row("axis of the classes")
-def class_axis(ours, theirs):
-    three, other, axis = (int(digit) for digit in re.findall(r"\d", theirs))
-    for shape, guess in (((2, 3), other), ((2, 3, 4), three), ((2, 3, 4, 5), other)):
-        z = tensor(random(*shape))
-        with pytest.warns(UserWarning, match="dim"):
-            assert near(nn.Softmax()(z), z.softmax(guess))
-        assert near(layers.Softmax()(plain(z)), z.softmax(-1)) and ours == "the last"
+def test_the_padding_and_order_of_other_layers():
+    ours, theirs = CAUSES["other layers: padding and order"]
+    x = random(1, 4, 4, 8)
+    images = channels_first(x)
+    pooled = channels_first(layers.AveragePooling2D(3, 1, padding="same")(x))
+    assert near(nn.AvgPool2d(3, 1, 1, count_include_pad=False)(images), pooled)
+    assert not near(nn.AvgPool2d(3, 1, 1)(images), pooled)
+    assert "leaves its padding out" in ours and "counts it, unless `count" in theirs
+    split = x.reshape(1, 4, 4, 2, 2, 2)
+    shuffled = tf.nn.depth_to_space(x, 2)
+    assert near(shuffled, split.transpose(0, 1, 3, 2, 4, 5))
+    assert near(nn.PixelShuffle(2)(images), split.transpose(0, 3, 1, 4, 2, 5))
+    assert "(row, column, channel)" in ours and "(channel, row, column)" in theirs
+    x, layer = random(1, 6, 2), layers.Conv1D(3, 3, padding="causal")
+    expected, other = channels_first(layer(x)), nn.Conv1d(2, 3, 3)
+    copy_kernel(layer, other)
+    assert near(other(F.pad(channels_first(x), (2, 0))), expected)
+    other.padding = (2,)
+    assert near(other(channels_first(x))[..., :-2], expected)
+    assert '`padding="causal"` pads the start only' in ours
+    assert "`padding=2` pads both ends, `F.pad(x, (2, 0))` the start" in theirs
+
+
+def test_the_axis_of_the_classes():
+    ours, theirs = CAUSES["axis of the classes"]
     z, y = random(2, 3, 4), np.array([[0, 1, 2], [3, 2, 1]])
-    found = nn.CrossEntropyLoss()(tensor(z).movedim(-1, axis), tensor(y))
-    assert near(found, Sparse(from_logits=True)(y, z))
-    assert "if there are three" in theirs and "if two or four" in theirs
+    p, loss = layers.Softmax()(z), losses.SparseCategoricalCrossentropy()
+    assert near(p, nn.Softmax(dim=-1)(tensor(z))) and ours == "the last"
+    with pytest.warns(UserWarning, match="dim"):
+        assert not near(p, nn.Softmax()(tensor(z)))
+    assert near(nn.CrossEntropyLoss()(channels_first(z), tensor(y)), loss(y, p))
+    assert "axis 1 in `CrossEntropyLoss`; `nn.Softmax(dim=-1)` takes the last" in theirs
 
 
-@row("padding tokens")
-def padding_tokens(ours, theirs):
+def test_what_padding_tokens_do():
+    ours, theirs = CAUSES["padding tokens"]
     long, short = np.array([[2, 1, 0, 0]]), np.array([[2, 1]])
-    for option, skips in ((code(ours)[0], True), ("mask_zero=False", False)):
-        embedding = eval(f"layers.Embedding(3, 4, {option})", {"layers": layers})
+    for masked in (True, False):
+        embedding = layers.Embedding(3, 4, mask_zero=masked)
         for layer in (layers.LSTM(5), layers.GlobalAveragePooling1D()):
-            assert near(layer(embedding(long)), layer(embedding(short))) == skips
-    embedding = eval(f"nn.Embedding(3, 4, {code(theirs)[0]})", {"nn": nn})
+            assert near(layer(embedding(long)), layer(embedding(short))) == masked
+    assert "`mask_zero=True`: LSTM and `GlobalAveragePooling1D` skip token 0" in ours
+    embedding = nn.Embedding(3, 4, padding_idx=0)
     layer = nn.LSTM(4, 5, batch_first=True)
-    last, other = (layer(embedding(tensor(x)))[0][:, -1] for x in (long, short))
+    last, expected = (layer(embedding(tensor(x)))[0][:, -1] for x in (long, short))
     last.sum().backward()
-    gradient = embedding.weight.grad
-    assert not near(last, other) and gradient[1].any() and not gradient[0].any()
-    assert (
-        not embedding.weight[0].any()
-        and "LSTM and `GlobalAveragePooling1D` skip token 0" in ours
-    )
-    assert "its vector is 0 and stays 0" in theirs
+    assert not near(last, expected) and embedding.weight.grad[1].any()
+    assert not embedding.weight[0].any() and not embedding.weight.grad[0].any()
+    assert "`padding_idx=0`: token 0 has the vector 0 and no gradient, and no" in theirs
 
 
-def slices_and_sum(name, gradients, rate):
-    """A token's first step with its gradients as slices, and with their sum."""
-    slices = tf.IndexedSlices(tf.constant(gradients)[:, None], [0, 0], [2, 1])
-    weights = [keras.Variable([[1.0], [1.0]]) for _ in "12"]
-    for weight, gradient in zip(
-        weights, (slices, tf.convert_to_tensor(slices)), strict=True
-    ):
-        getattr(optimizers, name)(rate).apply([gradient], [weight])
-    return [1 - plain(weight)[0, 0] for weight in weights]
+def test_what_true_in_a_mask_and_the_rate_of_dropout_mean():
+    ours, theirs = CAUSES["attention masks, dropout"]
+    x, mask = random(1, 3, 4), np.array([[True, True, False]])
+    attend, expected = layers.Attention(), layers.Attention()([x, x[:, :2]])
+    assert near(attend([x, x], mask=[None, mask]), expected)
+    x, mask = tensor(x), tensor(mask)
+    attend, left = nn.MultiheadAttention(4, 1, batch_first=True), x[:, 2:]
+    assert near(attend(x, x, x, key_padding_mask=mask)[0], attend(x, left, left)[0])
+    attend, left = F.scaled_dot_product_attention, x[:, :2]
+    assert near(attend(x, x, x, attn_mask=mask), attend(x, left, left))
+    assert "True: may be attended to" in ours and "True: left out in `nn.M" in theirs
+    assert "attended to in `scaled_dot_product_attention`" in theirs
+    ones, share = np.ones((100, 100), "float32"), "is the share dropped"
+    old = tf.compat.v1.nn.dropout(ones, keep_prob=0.2)
+    new = layers.Dropout(0.2)(ones, training=True), nn.Dropout(0.2)(tensor(ones))
+    dropped = [np.mean(plain(x) == 0) for x in (*new, old)]
+    assert near(dropped, [0.2, 0.2, 0.8], 0.1) and f"`p` {share}" in theirs
+    assert f"`rate` {share} (TensorFlow 1's `keep_prob` the share kept)" in ours
 
 
-@row("a token twice")
-def token_twice(ours, theirs):
-    rate, *pair, first = numbers(ours)
-    layer, other = layers.Embedding(3, 1), nn.Embedding(3, 1)
-    with tf.GradientTape() as tape:
-        total = tf.reduce_sum(layer(np.array([1, 1]))[:, 0] * pair)
-    gradient = tape.gradient(total, layer.embeddings.value)
-    assert near(gradient.values, pair) and near(gradient.indices, [1, 1])
-    (other(torch.tensor([1, 1]))[:, 0] * torch.tensor(pair)).sum().backward()
-    by_torch = step(torch.optim.Adam, other.weight.grad[1].item(), lr=rate)
-    assert near(by_torch, numbers(theirs)[0])
-    text, agree = below(CAUSES).split("each token. ")[1].split("SGD")
-    names = re.findall(r"\b[A-Z]\w+", text.split("one by one")[0])
-    kinds = {name: [False, False] for name in names} | {"Adamax": [True, False]}
-    kinds |= {"SGD": [True, True], "Lion": [True, True]}
-    for name, expected in kinds.items():
-        steps = [slices_and_sum(name, values, rate) for values in (pair, [1.0, -2.0])]
-        assert [near(*both) for both in steps] == expected, name
-        assert name != "Adam" or near(steps[0], [first, numbers(theirs)[0]], 2e-3)
-    assert len(kinds) == len(names) + 2 == 11 and agree.startswith(" and Lion agree")
+def test_what_ready_made_networks_do_inside():
+    ours, theirs = CAUSES["ready-made networks"]
+    pixels = np.full((2, 32, 32, 3), 255, "float32")
+    for name in ("EfficientNetB0", "MobileNetV3Small", "ConvNeXtTiny"):
+        network = getattr(keras.applications, name)
+        model = network(weights=None, input_shape=(32, 32, 3))
+        scaled = model.layers[1](pixels)
+        assert f"`{name}`" in ours and np.abs(scaled).max() < 3
+    transform = torchvision.models.ConvNeXt_Tiny_Weights.DEFAULT.transforms()
+    white = transform(torch.full([3, 32, 32], 255, dtype=torch.uint8))
+    assert near(white[:, 0, 0], scaled[0, 0, 0])
+    assert "scale pixels from 0 to 255 inside" in ours and "before the m" in theirs
+    assert near(model(pixels, training=True), model(pixels)) and "no stoch" in ours
+    paths = [
+        m.p for m in torchvision.models.convnext_tiny().modules() if hasattr(m, "p")
+    ]
+    assert numbers(theirs) == [max(paths)] and "has stochastic depth" in theirs
 
 
-class Recorder(keras.Model):
-    """A model that only keeps the rows that it is shown."""
+def test_who_shuffles_the_rows():
+    ours, theirs = CAUSES["order of the rows"]
+    x, seen, model = np.arange(20.0), [], keras.Sequential([layers.Dense(1)])
 
-    def train_step(self, data):
-        self.seen.append(plain(data[0]).ravel().tolist())
-        return {"loss": 0.0}
+    def record(y, p):
+        seen.append(plain(y).ravel().tolist())
+        return 0 * p
 
-
-@row("order of the rows")
-def order_of_rows(ours, theirs):
-    x, recorder = np.arange(20.0), Recorder()
+    model.compile("sgd", record, run_eagerly=True)
     keras.utils.set_random_seed(0)
-    recorder.seen = []
-    recorder.compile("sgd", run_eagerly=True)
-    recorder.fit(x[:, None], x, 20, epochs=3, verbose=0)
-    first = recorder.seen[0]
-    assert first != sorted(first) == list(x) and recorder.seen == [first] * 3
+    model.fit(x[:, None], x, batch_size=20, epochs=3, verbose=0)
+    assert seen[0] != sorted(seen[0]) == list(x) and seen == [seen[0]] * 3
+    assert "`fit` shuffles arrays; with a seed set, into one order" in ours
     [batch] = torch.utils.data.DataLoader(x, batch_size=20)
     assert batch.tolist() == list(x) and "does not shuffle" in theirs
-    assert "shuffles arrays; with a seed set, into one order" in ours
-
-
-@pytest.mark.parametrize("start", CHECKS)
-def test_a_cause_is_as_its_row_says(start):
-    [found] = [row for row in rows(CAUSES) if row[0].startswith(start)]
-    CHECKS[start](*found[1:])
-
-
-def test_every_cause_has_a_check():
-    starts, found = list(CHECKS), [row[0] for row in rows(CAUSES)]
-    assert len(found) == len(starts)
-    assert all(map(str.startswith, found, starts))
-
-
-OPTIONS = {
-    "learning rate": "learning_rate lr",
-    "momentum": "momentum",
-    "ρ or β": "rho alpha beta_1 beta_2 adam_beta_1 adam_beta_2 betas",
-    "ε": "epsilon eps",
-    "accumulator": "initial_accumulator_value",
-    "weight decay": "weight_decay",
-}
-
-
-def shown(defaults, names):
-    """An option of a fresh optimizer as the table shows it."""
-    values = [
-        np.ravel(defaults[name] or 0) for name in names.split() if name in defaults
-    ]
-    texts = [f"{value:.6g}" for value in np.ravel(values)]
-    return ", ".join(texts).replace("e-0", "e-") or "–"
-
-
-def test_the_optimizers_table_is_that_of_fresh_optimizers():
-    assert fields(table(below(OTHERS))[0])[1:] == list(OPTIONS)
-    assert len(rows(OTHERS)) == 9
-    for name, *texts in rows(OTHERS):
-        other = getattr(torch.optim, name.replace("Na", "NA"), None)
-        if name == "Muon" and other is None:
-            continue
-        mine = getattr(optimizers, name)().get_config()
-        theirs = other([nn.Parameter(torch.zeros(2, 2))]).defaults
-        for text, names in zip(texts, OPTIONS.values(), strict=True):
-            a, b = shown(mine, names), shown(theirs, names)
-            assert text == (a if a == b else f"**{a} / {b}**"), name
-
-
-def test_the_place_of_epsilon_in_rmsprop_and_adagrad():
-    assert "RMSprop and Adagrad add ε inside the square root in K" in below(OTHERS)
-    for name, mine, other in (("RMSprop", 0.1, 0.01), ("Adagrad", 1.1, 1)):
-        moved = step(getattr(optimizers, name), 1.0, learning_rate=1.0, epsilon=3)
-        assert near(moved, 1 / math.sqrt(mine + 3))
-        moved = step(getattr(torch.optim, name), 1.0, lr=1, eps=3)
-        assert near(moved, 1 / (math.sqrt(other) + 3))
-
-
-@pytest.mark.parametrize(
-    ("name", "tolerance", "option", "value"),
-    [("NAdam", 1e-5, "momentum_decay", 1)]
-    + [("Muon", 5e-3, "adjust_lr_fn", "match_rms_adamw")]
-    * hasattr(torch.optim, "Muon"),
-)
-def test_an_option_brings_keras_formula(name, tolerance, option, value):
-    assert f"`{option}={value}`" in below(OTHERS).replace('"', "")
-    start, gradients = random(6, 4), [random(6, 4), np.roll(random(6, 4), 1)]
-    layer = layers.Dense(4, use_bias=False)
-    layer.build((None, 6))
-    layer.kernel.assign(start)
-    optimizer = getattr(optimizers, name.replace("NA", "Na"))(0.1, weight_decay=0.0)
-    for gradient in gradients:
-        optimizer.apply([tf.constant(gradient)], [layer.kernel])
-    off = []
-    for options in ({}, {option: value}):
-        weight = nn.Parameter(tensor(start, 1, 0))
-        options |= {"eps": 1e-7, "weight_decay": 0}
-        theirs = getattr(torch.optim, name)([weight], 0.1, **options)
-        for gradient in gradients:
-            weight.grad = tensor(gradient, 1, 0)
-            theirs.step()
-        off.append(np.abs(plain(weight).T - plain(layer.kernel)).max())
-    assert off[1] < tolerance and 3 * tolerance < off[0]

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import random
-import re
 from pathlib import Path
 
 import pytest
@@ -18,21 +17,15 @@ HEADER, _, *LINES = map(fields, table(section(committed(), 6)[0].source))
 def codes(field):
     """{label: code} of a field; the label is "" where there is none."""
     found, label = {}, ""
-    for line in field.split("<br>"):
-        if line.startswith("*"):
-            label = line.strip("*")
+    for line in field.replace("\xa0", " ").split("<br>"):
+        if line.startswith("`"):
+            found[label] = found.get(label, "") + line.strip("`") + "\n"
         else:
-            line = re.fullmatch("`([^`]+)`", line)[1].replace("\xa0", " ")
-            found[label] = f"{found.get(label, '')}{line}\n"
+            label = line.strip("*")
     return found
 
 
 ROWS = {what: [codes(field) for field in pair] for what, *pair in LINES}
-
-
-def each(row, sides):
-    """The code of each side of a row, and the names in which it runs."""
-    return zip([field[""] for field in ROWS[row]], sides, strict=True)
 
 
 def execute(code, names):
@@ -41,9 +34,11 @@ def execute(code, names):
         exec(code, names)
 
 
-def both(row, sides):
-    for code, names in each(row, sides):
-        execute(code, names)
+def run(row, left, right):
+    """Execute both fields of a row, each with the names of its side."""
+    ours, theirs = ROWS[row]
+    execute(ours[""], left)
+    execute(theirs[""], right)
 
 
 def bring(keras_model, model):
@@ -59,33 +54,38 @@ def weights(names):
     return [p.detach().numpy().T.copy() for p in names["model"].parameters()]
 
 
-def close(a, b, atol=1e-5):
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), 1e-5, atol)
-
-
 def moved_alike(before, sides):
-    """On average within a hundredth of the way they went, because the ε differ."""
+    """On average within a hundredth of the way that they went, because the ε differ."""
     for start, a, b in zip(before, *map(weights, sides), strict=True):
         assert abs(a - b).mean() < 0.01 * abs(a - start).mean()
 
 
+def close(a, b, atol=1e-5):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), 1e-5, atol)
+
+
 @pytest.fixture(params=["sequential", "functional"])
 def sides(request):
-    """Names for both sides: equal weights, one batch of images, nothing trained."""
-    draw = np.random.default_rng(0)
-    left, right = {"keras": keras, "tf": tf}, {"torch": torch, "nn": nn}
-    for part in ("train", "val", "test"):
-        x, y = draw.random((32, 784), dtype="float32"), draw.integers(0, 10, 32)
-        left |= {f"x_{part}": x, f"y_{part}": y}
-        right |= {f"x_{part}": torch.tensor(x), f"y_{part}": torch.tensor(y)}
+    """Names for both sides, with equal weights, after the row "train" for no epoch.
+
+    The training images are copies of one, so that their order does not count. The first
+    pixel is always empty.
+    """
+    draw, one = np.random.default_rng(0), [0] * 80
+    x, y = draw.random((32, 784), "float32"), draw.integers(0, 10, 32)
+    x[:, 0] = 0
+    data = {"x_train": x[one], "x_val": x, "x_test": x}
+    data |= {"y_train": y[one], "y_val": y, "y_test": y}
+    left = {"keras": keras, "tf": tf} | data
+    right = {name: torch.tensor(array) for name, array in data.items()}
+    right |= {"torch": torch, "nn": nn}
     left["model"] = getattr(n, f"build_{request.param}")(0)
     right["model"] = n.build_pytorch(0)
     bring(left["model"], right["model"])
     for names in (left, right):
-        names.update(np=np, learning_rate=0.001, epochs=0)
-    both("train", (left, right))
-    execute(ROWS["evaluate"][1][""], right)
-    right["model"].train()
+        names |= {"np": np, "learning_rate": 0.001, "epochs": 0}
+    run("train", left, right)
+    run("evaluate", left, right)
     left["epochs"] = right["epochs"] = 4
     return left, right
 
@@ -107,7 +107,7 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize(("row", "label", "name", "size"), NETWORKS)
-def test_networks(row, label, name, size):
+def test_the_same_network(row, label, name, size):
     left, right = {"keras": keras}, {"nn": nn}
     execute(ROWS[row][0][label], left)
     execute(ROWS[row][1][""], right)
@@ -118,22 +118,41 @@ def test_networks(row, label, name, size):
     close(outputs, expected.softmax(1) if row == "plain stack" else expected)
 
 
-def test_parameters(sides):
-    counts = [eval(code, names) for code, names in each("count parameters", sides)]
-    assert counts == [101_770, 101_770]
+def test_the_number_of_parameters(sides):
+    for field, names in zip(ROWS["count parameters"], sides, strict=True):
+        assert eval(field[""], names) == 101_770
 
 
-def test_train(sides):
-    """On copies of one image: however they are shuffled, every batch is the same."""
+@pytest.mark.parametrize("row", ["train", "learning-rate schedule"])
+def test_trainings_move_alike(sides, row):
+    before, loader = weights(sides[0]), sides[1]["loader"]
+    run(row, *sides)
+    moved_alike(before, sides)
+    assert isinstance(loader.sampler, torch.utils.data.RandomSampler)
+    assert sides[1]["model"].training
+
+
+def test_weight_decay_is_decoupled(sides):
+    """A pixel without ink has no gradient: only the decay moves its weights."""
     before = weights(sides[0])
     for names in sides:
-        names["x_train"] = names["x_train"][[0] * 80]
-        names["y_train"] = names["y_train"][[0] * 80]
-    both("train", sides)
+        names["learning_rate"] = 0.1
+    run("weight decay", *sides)
     moved_alike(before, sides)
-    assert sides[0]["optimizer"].iterations == 4 * 3
-    assert isinstance(sides[1]["loader"].sampler, torch.utils.data.RandomSampler)
-    assert sides[1]["model"].training
+    for names in sides:
+        close(weights(names)[0][0], before[0][0] * (1 - 0.1 * 0.01) ** 3, 1e-7)
+
+
+def test_all_gradients_are_clipped_together(sides):
+    """With SGD in Adam's place, whose steps do not depend on the gradient's size."""
+    parameters = sides[1]["model"].parameters()
+    sides[1]["optimizer"] = torch.optim.SGD(parameters, lr=0.001)
+    for field, names in zip(ROWS["clip gradients"], sides, strict=True):
+        names["x_train"] *= 100
+        execute(field[""].replace("Adam", "SGD"), names)
+    left, right = map(weights, sides)
+    for a, b in zip(left, right, strict=True):
+        close(a, b)
 
 
 RESULTS = [
@@ -144,135 +163,80 @@ RESULTS = [
 
 
 @pytest.mark.parametrize(("row", "results"), RESULTS)
-def test_results(sides, row, results):
-    both(row, sides)
+def test_the_same_results(sides, row, results):
+    sides[1]["model"].train()
+    run(row, *sides)
     for name in results:
         close(sides[0][name], sides[1][name])
     assert not sides[1]["model"].training
     assert not sides[1]["model"].activation._forward_hooks
 
 
-def test_save_and_load(sides, tmp_path, monkeypatch):
+def test_saved_weights_are_loaded(sides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for code, names in each("save, load weights", sides):
-        save, load = code.split("\n", 1)
+    others = n.build_sequential(1), n.Network()
+    row = ROWS["save, load weights"]
+    for field, names, other in zip(row, sides, others, strict=True):
+        save, load = field[""].split("\n", 1)
         saved = weights(names)
         execute(save, names)
-        names["model"] = n.build_sequential(1) if "keras" in names else n.Network()
+        names["model"] = other
         assert not np.array_equal(weights(names)[0], saved[0])
         execute(load, names)
         assert all(map(np.array_equal, weights(names), saved))
 
 
-def test_freeze(sides):
-    loops = "model.fit(x_train, y_train)", "train_epoch()"
-    for (code, names), train in zip(each("freeze a layer", sides), loops, strict=True):
-        execute(train, names)
-        before = weights(names)
-        execute(f"{code}\n{train}", names)
-        same = list(map(np.array_equal, before, weights(names)))
+def test_a_frozen_layer_stays(sides):
+    run("train", *sides)
+    before = [weights(names) for names in sides]
+    run("freeze a layer", *sides)
+    execute("model.fit(x_train, y_train)", sides[0])
+    execute("train_epoch()", sides[1])
+    for names, old in zip(sides, before, strict=True):
+        same = list(map(np.array_equal, old, weights(names)))
         assert same == [True, True, False, False]
-    left, right = (names["model"] for names in sides)
-    assert sum(w.value.shape.num_elements() for w in left.trainable_weights) == 1290
-    assert sum(p.numel() for p in right.parameters() if p.requires_grad) == 1290
 
 
-def test_dropout_and_normalization(sides):
-    both("dropout, normalization", sides)
+def test_dropout_and_normalization_are_on_and_off(sides):
+    run("dropout, normalization", *sides)
     on = np.array([sides[0]["on"].numpy(), sides[1]["on"].detach().numpy()])
     assert (on != 0).mean(axis=(1, 2)) == pytest.approx(0.5, abs=0.02)
     close(*on[:, (on != 0).all(axis=0)])
     # PyTorch's running variance is the unbiased one.
-    close(sides[0]["off"], sides[1]["off"].detach(), atol=5e-4)
+    close(sides[0]["off"], sides[1]["off"].detach(), 5e-4)
 
 
-def test_schedule(sides):
-    rates, step = (
-        [],
-        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]),
-    )
-    sides[1]["optimizer"].register_step_pre_hook(step)
-    both("learning-rate schedule", sides)
-    assert rates == pytest.approx([0.001 * 0.9**epoch for epoch in range(4)])
-    history = sides[0]["history"].history
-    assert history["learning_rate"] == pytest.approx(rates)
-
-
-@pytest.mark.filterwarnings("ignore:Even though the `tf.config")
-def test_clip(sides, monkeypatch):
-    """The gradients that each optimizer gets for its step."""
-    received, step = ([], []), keras.optimizers.Adam.update_step
-
-    def keras_step(self, gradient, variable, rate):
-        received[0].append(gradient.numpy())
-        return step(self, gradient, variable, rate)
-
-    def hook(optimizer, *_):
-        parameters = optimizer.param_groups[0]["params"]
-        received[1].extend(p.grad.numpy().T.copy() for p in parameters)
-
-    monkeypatch.setattr(keras.optimizers.Adam, "update_step", keras_step)
-    sides[1]["optimizer"].register_step_pre_hook(hook)
-    for names in sides:
-        names["x_train"] *= 100
-    tf.config.run_functions_eagerly(True)
-    try:
-        both("clip gradients", sides)
-    finally:
-        tf.config.run_functions_eagerly(False)
-    assert sum((g**2).sum() for g in received[0]) == pytest.approx(1, 1e-4)
-    for a, b in zip(*received, strict=True):
-        close(a, b)
-
-
-def test_weight_decay(sides):
-    """A pixel without ink has no gradient: only the decay moves its weights."""
-    before = weights(sides[0])
-    for names in sides:
-        names["learning_rate"] = 0.1
-        names["x_train"][:, 0] = 0
-    both("weight decay", sides)
-    moved_alike(before, sides)
-    for names in sides:
-        close(weights(names)[0][0], before[0][0] * (1 - 0.1 * 0.01), atol=1e-7)
-
-
-def test_early_stopping(sides):
+def test_early_stopping_keeps_the_best_weights(sides):
     """Both are given these validation losses: the fourth is the best."""
-    losses, seen = [3, 2, 4, 1, 5, 6, 0, 0], ([], [])
+    losses, kept = [3, 2, 4, 1, 5, 6, 0, 0], ([], [])
 
-    def evaluate(side):
-        seen[side].append(weights(sides[side]))
-        loss = losses[len(seen[side]) - 1]
-        return (loss, 0) if side else {"loss": loss}
+    def next_loss(side):
+        kept[side].append(weights(sides[side]))
+        return losses[len(kept[side]) - 1]
 
-    sides[0]["model"].evaluate = lambda **arguments: evaluate(0)
-    sides[1]["evaluate"] = lambda x, y: evaluate(1)
+    sides[0]["model"].evaluate = lambda **arguments: {"loss": next_loss(0)}
+    sides[1]["evaluate"] = lambda x, y: (next_loss(1), 0)
     sides[0]["epochs"] = sides[1]["epochs"] = len(losses)
-    both("early stopping", sides)
-    for names, kept in zip(sides, seen, strict=True):
-        assert len(kept) == 6
-        assert all(map(np.array_equal, weights(names), kept[3]))
+    run("early stopping", *sides)
+    for names, of_epochs in zip(sides, kept, strict=True):
+        assert len(of_epochs) == 6
+        assert all(map(np.array_equal, weights(names), of_epochs[3]))
 
 
-def test_seeds(sides):
-    """Seeds 0, 0 and 1, for Python's, NumPy's and the framework's random numbers."""
-    draws = []
-    for code, names in each("seeds", sides):
+def test_a_seed_fixes_all_random_numbers(sides):
+    """Python's, NumPy's and the framework's."""
+    of_keras = keras.initializers.HeNormal
+    own = [lambda: float(of_keras()((1, 1))[0, 0]), lambda: torch.randn(1).item()]
+    for field, names, draw in zip(ROWS["seeds"], sides, own, strict=True):
+        draws = []
         for seed in (0, 0, 1):
-            execute(code.replace("(0)", f"({seed})"), names)
-            draws.append([random.random(), np.random.rand()])
-            initial = keras.initializers.HeNormal()
-            own = initial((1, 1)) if "keras" in names else torch.randn(1)
-            draws[-1].append(float(own.numpy().sum()))
-    for first, again, other in (draws[:3], draws[3:]):
-        assert first == again
-        assert not set(first) & set(other)
-    assert draws[0][:2] == draws[3][:2]
+            execute(field[""].replace("(0)", f"({seed})"), names)
+            draws.append({random.random(), np.random.rand(), draw()})
+        assert draws[0] == draws[1] and not draws[0] & draws[2]
 
 
-def test_device(sides, monkeypatch):
-    both("device", sides)
+def test_the_device_is_a_gpu_if_there_is_one(sides, monkeypatch):
+    run("device", *sides)
     probabilities, logits = sides[0]["probabilities"], sides[1]["logits"]
     close(probabilities, logits.softmax(1).detach().cpu())
     assert sides[0]["device"].upper() in probabilities.device
@@ -280,28 +244,6 @@ def test_device(sides, monkeypatch):
     for gpus, expected in ([], ["cpu:0", "cpu"]), ([1], ["gpu:0", "cuda"]):
         monkeypatch.setattr(tf.config, "list_logical_devices", lambda _, g=gpus: g)
         monkeypatch.setattr(torch.cuda, "is_available", lambda g=gpus: bool(g))
-        for code, names in each("device", sides):
-            execute("\n".join(code.split("\n")[:2]), names)
+        for field, names in zip(ROWS["device"], sides, strict=True):
+            execute("".join(field[""].splitlines(True)[:2]), names)
         assert [names["device"] for names in sides] == expected
-
-
-def test_habits():
-    """What the text below the table says of weight decay, clipping and momentum."""
-    decayed = []
-    for make in (keras.optimizers.Adam, keras.optimizers.AdamW):
-        variable = keras.Variable([2.0])
-        make(0.1, weight_decay=0.01).apply([tf.zeros(1)], [variable])
-        decayed.append(variable.numpy().item())
-    for make in (torch.optim.AdamW, torch.optim.Adam):
-        parameter = nn.Parameter(torch.tensor([2.0]))
-        parameter.grad = torch.zeros(1)
-        make([parameter], 0.1, weight_decay=0.01).step()
-        decayed.append(parameter.item())
-    assert decayed == pytest.approx([1.998, 1.998, 1.998, 1.9])
-    pair = keras.Variable([0.0]), keras.Variable([0.0])
-    keras.optimizers.SGD(1.0, clipnorm=1.0).apply(
-        [tf.fill(1, g) for g in (3.0, 4.0)], pair
-    )
-    assert [v.numpy().item() for v in pair] == [-1, -1]
-    momentum = keras.layers.BatchNormalization().momentum, nn.BatchNorm1d(1).momentum
-    assert momentum == (0.99, 0.1)
