@@ -6,23 +6,20 @@ from harness import kernel
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "full: trains for all 15 epochs of the protocol")
-    config.addinivalue_line("markers", "waits: asks the full run, so it comes last")
 
 
 def pytest_collection_modifyitems(items):
     """Mark what needs the full run, and put it last: the run goes on meanwhile."""
-    for item in items:
-        values = getattr(getattr(item, "callspec", None), "params", {}).values()
-        if "full_run" in [*item.fixturenames, *map(str, values)]:
-            item.add_marker("full")
-            item.add_marker("waits")
-    items.sort(key=lambda item: item.get_closest_marker("waits") is not None)
+    waiting = [item for item in items if "full_run" in item.fixturenames]
+    for item in waiting:
+        item.add_marker("full")
+    items.sort(key=waiting.__contains__)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def running(request):
     """The full run of the notebook, begun with the first test if any test needs it."""
-    if not any(item.get_closest_marker("waits") for item in request.session.items):
+    if not any("full_run" in item.fixturenames for item in request.session.items):
         yield None
         return
     with kernel() as session:

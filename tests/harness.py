@@ -50,9 +50,10 @@ def under(notebook, heading):
     return code_cells(notebook.cells[has_heading.index(True) :])
 
 
-def printed(cell):
-    """What a cell wrote to stdout."""
-    return "".join(o.text for o in cell.outputs if o.get("name") == "stdout")
+def printed(*cells):
+    """What these cells wrote to stdout."""
+    outputs = [output for cell in cells for output in cell.outputs]
+    return "".join(o.text for o in outputs if o.get("name") == "stdout")
 
 
 def markdown(cell):
@@ -78,17 +79,17 @@ def table_under(notebook, heading):
     return table(next(text for text in texts if "|" in text))
 
 
+def columns(notebook, heading):
+    """{first field of a row: {column: field}} of the first table below a heading."""
+    header, _, *rows = map(fields, table_under(notebook, heading))
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+
 def image_under(notebook, heading):
     """The first PNG, as bytes, that a cell displays below a heading."""
     outputs = [output for cell in under(notebook, heading) for output in cell.outputs]
     data = [output.get("data", {}) for output in outputs]
     return base64.b64decode(next(d["image/png"] for d in data if "image/png" in d))
-
-
-def columns(notebook, heading):
-    """{first field of a row: {column: field}} of the first table below a heading."""
-    header, _, *rows = map(fields, table_under(notebook, heading))
-    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
 def defined_names(node):
@@ -150,20 +151,15 @@ class Session:
 
     def value(self, expression):
         """A JSON value from the kernel."""
-        return json.loads(
-            printed(self.execute(f"import json\nprint(json.dumps({expression}))"))
-        )
+        source = f"import json\nprint(json.dumps({expression}))"
+        return json.loads(printed(self.execute(source)))
 
 
 def new_client(notebook, folder=ROOT):
     """An nbclient for the notebook that works in the folder."""
-    return NotebookClient(
-        notebook,
-        timeout=3600,
-        record_timing=False,
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(folder)}},
-    )
+    metadata = {"metadata": {"path": str(folder)}}
+    options = {"timeout": 3600, "record_timing": False, "coalesce_streams": True}
+    return NotebookClient(notebook, resources=metadata, **options)
 
 
 @contextlib.contextmanager

@@ -24,12 +24,11 @@ class Line(NamedTuple):
 
     section: int
     pattern: str
-    take: Callable = str
 
     def read(self, notebook):
         cells = code_cells(section(notebook, self.section))
         text = "\n".join(printed(cell) + markdown(cell) for cell in cells)
-        return self.take(re.search(self.pattern, text)[1])
+        return re.search(self.pattern, text)[1]
 
 
 def first(field):
@@ -37,43 +36,33 @@ def first(field):
     return field.split()[0]
 
 
-def horizon_if_never(field):
+def last_if_never(field):
     return "24" if field == "never" else f"epoch {field}"
 
 
 RESULTS, PAIRS = "### The shared results table", "### The two amplifiers"
-EARLY, LATE = "relu, ε 1e-07: ", "softplus, ε 1e-07: "
-NEITHER = "softplus, ε 0.001: "
+EARLY, LATE, NEITHER = "relu, ε 1e-07: ", "softplus, ε 1e-07: ", "softplus, ε 0.001: "
 BIT, OTHER = "PyTorch / PyTorch, one bit moved", "Keras / PyTorch"
 AT_15, AT_24 = "predictions, epoch 15", "predictions, epoch 24"
-PARTS = "predictions differ from epoch"
+PARTS, ACCURACY = "predictions differ from epoch", "test accuracy"
+SHOWN, P = Line(7, r"a difference is (.*)"), Line(7, r"p = ([\d.e-]+) from")
+AGREE = Line(9, r"no prediction differs after (\d+) of 15 epochs")
+NEVER = Field(PAIRS, NEITHER + OTHER, PARTS, last_if_never)
 # A sentence is a regular expression for a text with single spaces for all white space.
 # Its one group is the number.
 IN_NOTEBOOK = [
-    (
-        r"Keras got ([\d.]+) %",
-        Field(RESULTS, "Keras Sequential", "test accuracy", first),
-    ),
-    (
-        r"images right, PyTorch ([\d.]+) %",
-        Field(RESULTS, "PyTorch", "test accuracy", first),
-    ),
-    (r"a difference is (.*shown) \(p = ", Line(7, r"a difference is (.*)")),
-    (r"shown \(p = ([\d.]+),", Line(7, r"p = ([\d.e-]+) from")),
-    (
-        r"none of 10,000 predictions differs after any of the (\d+) epochs",
-        Line(9, r"no prediction differs after (\d+) of 15 epochs"),
-    ),
-    (r"one moved bit ends in (\d+) other", Field(PAIRS, EARLY + BIT, AT_15)),
+    (r"Keras got ([\d.]+) %", Field(RESULTS, "Keras Sequential", ACCURACY, first)),
+    (r"images right, PyTorch ([\d.]+) %", Field(RESULTS, "PyTorch", ACCURACY, first)),
+    (r"With five seeds a difference is ([\w ]+):", SHOWN),
+    (r"a share of ([\d.]+) of all deals", P),
+    (r"none of 10,000 predictions differs after any of the (\d+) epochs", AGREE),
+    (r"last bit ends in (\d+) other predictions", Field(PAIRS, EARLY + BIT, AT_15)),
     (r"and the other framework in (\d+)\.", Field(PAIRS, EARLY + OTHER, AT_15)),
-    (
-        r"is left, (\S+) in some weight after one update",
-        Field("### The ladder", "+ size of ε", "weights, 1 update"),
-    ),
-    (r"predictions differ from epoch (\d+) on", Field(PAIRS, EARLY + BIT, PARTS)),
-    (r"predictions differ from epoch (\d+) on", Field(PAIRS, EARLY + OTHER, PARTS)),
-    (r"after 15 epochs (\d+) differ for one moved", Field(PAIRS, EARLY + BIT, AT_15)),
-    (r"and (\d+) for the other framework", Field(PAIRS, EARLY + OTHER, AT_15)),
+    (r"no prediction differs after any of its (\d+) epochs", AGREE),
+    (r"differ from epoch (\d+) on for one", Field(PAIRS, EARLY + BIT, PARTS)),
+    (r"from epoch (\d+) on for the other", Field(PAIRS, EARLY + OTHER, PARTS)),
+    (r"after 15 epochs (\d+) and", Field(PAIRS, EARLY + BIT, AT_15)),
+    (r"after 15 epochs \d+ and (\d+) do", Field(PAIRS, EARLY + OTHER, AT_15)),
     (r"no prediction before epoch (\d+)", Field(PAIRS, LATE + BIT, PARTS)),
     (r"and (\d+) by epoch 24", Field(PAIRS, LATE + BIT, AT_24)),
     (
@@ -82,25 +71,17 @@ IN_NOTEBOOK = [
     ),
     (
         r"no prediction differs after any of (\d+) epochs",
-        Field(PAIRS, NEITHER + BIT, PARTS, horizon_if_never),
+        Field(PAIRS, NEITHER + BIT, PARTS, last_if_never),
     ),
-    (
-        r"no prediction differs after any of (\d+) epochs",
-        Field(PAIRS, NEITHER + OTHER, PARTS, horizon_if_never),
-    ),
+    (r"no prediction differs after any of (\d+) epochs", NEVER),
+    (r"run ([\d,]+) × [\d.]+ × 1e-6", Line(9, r"([\d,]+) hidden inputs in an")),
+    (r"× ([\d.]+) × 1e-6", Line(9, r"density at zero ([\d.]+)")),
 ]
 IN_README = [
-    (r"committed run took ([\d.]+) minutes", Line(10, r"took ([\d.]+) minutes")),
-    (r"Keras and PyTorch is (.*shown) \(p = ", Line(7, r"a difference is (.*)")),
-    (r"shown \(p = ([\d.]+)\)", Line(7, r"p = ([\d.e-]+) from")),
-    (
-        r"predictions differs after any of the (\d+) epochs",
-        Line(9, r"no prediction differs after (\d+) of 15 epochs"),
-    ),
-    (
-        r"after every one of (\d+) epochs",
-        Field(PAIRS, NEITHER + OTHER, PARTS, horizon_if_never),
-    ),
+    (r"accuracies of Keras and PyTorch is ([\w ]+) \(p = ", SHOWN),
+    (r"shown \(p = ([\d.]+)\)", P),
+    (r"predictions differs after any of the (\d+) epochs", AGREE),
+    (r"after every one of (\d+) epochs", NEVER),
 ]
 
 

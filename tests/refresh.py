@@ -7,27 +7,25 @@ Usage: python tests/refresh.py [--readme-only]
 import re
 import sys
 
+import harness
 import nbformat
-from harness import (
-    NOTEBOOK,
-    PICTURE,
-    README,
-    cell_with,
-    committed,
-    image_under,
-    markdown,
-    new_client,
-    table,
-    table_under,
-)
+from harness import NOTEBOOK, PICTURE, README, committed
 from numbers_in_text import all_misfits
 
+RESULTS = "### The shared results table"
+# The headings of the tables that the README shows, by the names of their markers.
+SHOWN = {
+    "results": RESULTS,
+    "ladder": "### The ladder",
+    "amplifiers": "### The two amplifiers",
+}
 
-def execute():
-    """Run the notebook top to bottom in a fresh kernel and save it with the outputs."""
-    notebook = committed()
-    new_client(notebook).execute()
-    nbformat.write(notebook, NOTEBOOK)
+
+def minutes_taken(notebook):
+    """The minutes in the caption of the results table, as text."""
+    return re.search(
+        r"took ([\d.]+) minutes", harness.markdown(harness.under(notebook, RESULTS)[0])
+    )[1]
 
 
 def substitute(pattern, replacement, text):
@@ -37,38 +35,34 @@ def substitute(pattern, replacement, text):
     return result
 
 
-def between_markers(text, name, lines):
-    """The text with the lines between <!-- name --> and <!-- end --> replaced."""
-    start, end = f"<!-- {name} -->\n", "<!-- end -->"
-    body = "\n".join([start, *lines, "", end])
-    return substitute(rf"{start}((?!<!--).)*?{end}", body, text)
-
-
 def shown_tables(notebook):
     """The tables that the README shows, by the names of their markers."""
-    return {
-        "results": table_under(notebook, "### The shared results table"),
-        "ladder": table_under(notebook, "### The ladder"),
-        "amplifiers": table_under(notebook, "### The two amplifiers"),
-        "check": table(markdown(cell_with(notebook, "def forgetful_step("))),
+    tables = {
+        name: harness.table_under(notebook, heading) for name, heading in SHOWN.items()
     }
+    cell = harness.cell_with(notebook, "def check_cnn(")
+    tables["check"] = harness.table(harness.markdown(cell))
+    return tables
 
 
 def refresh_readme():
     notebook = committed()
     text = README.read_text(encoding="utf-8")
     for name, lines in shown_tables(notebook).items():
-        text = between_markers(text, name, lines)
-    minutes = re.search(r"took ([\d.]+) minutes", markdown(notebook.cells[-1]))[1]
-    sentence = f"The committed run took {minutes} minutes"
+        start, end = f"<!-- {name} -->\n", "<!-- end -->"
+        body = "\n".join([start, *lines, "", end])
+        text = substitute(rf"{start}((?!<!--).)*?{end}", body, text)
+    sentence = f"The committed run took {minutes_taken(notebook)} minutes"
     text = substitute(r"The committed run took [\d.]+ minutes", sentence, text)
     README.write_text(text, encoding="utf-8")
-    PICTURE.write_bytes(image_under(notebook, "### The picture"))
+    PICTURE.write_bytes(harness.image_under(notebook, "### The picture"))
 
 
 if __name__ == "__main__":
     if "--readme-only" not in sys.argv:
-        execute()
+        executed = committed()
+        harness.new_client(executed).execute()
+        nbformat.write(executed, NOTEBOOK)
     refresh_readme()
     if misfits := all_misfits():
         sys.exit("These sentences need another number:\n" + "\n".join(misfits))

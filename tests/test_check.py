@@ -1,0 +1,428 @@
+"""Section 8's check on ports between Keras and PyTorch, most of which failed in public.
+
+A case says its source, what differs from a plain classifier, and mistakes: the step at
+which one must show, perhaps with the layer, a text of the port, and what replaces it.
+"""
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from harness import cell_with, committed
+
+CELL = cell_with(committed(), "def check_port(").source
+check = {"__name__": "copied"}
+exec(CELL, check)
+keras, torch = check["keras"], check["torch"]
+L, optimizers, nn, F = keras.layers, keras.optimizers, torch.nn, torch.nn.functional
+cache = check["functools"].cache
+
+random = np.random.default_rng(0)
+X, T, Y = random.normal(size=(16, 6)), random.normal(size=(16, 1)), np.arange(16) % 3
+MEAN, START = random.normal(size=6), random.normal(size=(6, 6))
+IMAGES = random.normal(size=(16, 6, 6, 2)).astype("float32")
+# Hides ε where batch normalization does not train.
+LARGE = {"moving_variance_initializer": keras.initializers.Constant(1e6)}
+PORT = """
+def build_keras():
+    keras.utils.set_random_seed(0)
+    layers = [{ours}]
+    model = {model}
+    model.compile({by}, {loss}, metrics={metrics})
+    return model
+
+def build_pytorch():
+    model = nn.Sequential({theirs})
+    return model, {their_by}
+
+def train_step(model, optimizer, x, y, weights=None):
+    optimizer.zero_grad()
+    z = {output}
+    loss = {their_loss}
+    loss.backward()
+    optimizer.step()
+    return {{"loss": loss.item(), {values}}}
+
+x, y = {data}
+port = build_keras, build_pytorch, {loop}, {batches}
+options = dict({options})
+"""
+PLAIN = """
+ours = L.Dense(6, "relu"), L.Dense(3, "softmax")
+theirs = nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)
+model = keras.Sequential([keras.Input(batch_shape=x.shape), *layers])
+by = optimizers.SGD(0.1)
+their_by = torch.optim.SGD(model.parameters(), 0.1)
+output = model(x)
+loss = "sparse_categorical_crossentropy"
+their_loss = F.cross_entropy(z, y)
+metrics = []
+values = **{}
+loop = train_step
+data = X, Y
+batches = (x, y), (np.moveaxis(x, -1, 1), y)
+options = **{}
+"""
+STEPS = (
+    "data, weights, forward pass, loss, accuracy, mse, mae, gradient, first update, "
+)
+STEPS += "second update, running averages"
+CASES = []
+
+
+def source(*changes, parts=()):
+    """A port as text, with some texts in it changed: old, new, old, new, ..."""
+    lines = [*PLAIN.strip().splitlines(), *parts]
+    text = PORT.format(**dict(line.split(" = ", 1) for line in lines))
+    for old, new in zip(changes[::2], changes[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new, 1)
+    return text
+
+
+def run(text):
+    names = dict(globals())
+    exec(text, names)
+    return check["check_port"](*names["port"], **names["options"])
+
+
+def case(text):
+    """The right port gives "none", and each mistake what its line says first."""
+    thread, *lines = text.strip().splitlines()
+    mistakes = [line for line in lines if " |" in line]
+    parts = [line for line in lines if " |" not in line]
+    for line in ["none", *mistakes]:
+        expected, *changes = [field.strip() for field in line.split("|")]
+        port = source(*changes, parts=parts)
+        CASES.append(pytest.param(expected, port, id=f"{line} in {thread}"))
+
+
+class Do(nn.Module):
+    """A function of a module and its input; the module has these parts and a state."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function, self.state = function, None
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def frozen(module, name):
+    """The module, one parameter of which is not trained."""
+    getattr(module, name).requires_grad_(False)
+    return module
+
+
+def fill(model, keras_model, place, constant):
+    """Keras's trained weights in order, with a constant at one place between them."""
+    arrays = [torch.from_numpy(w.numpy().T) for w in keras_model.trainable_weights]
+    parameters = list(model.parameters())
+    parameters.pop(place).fill_(constant)
+    for parameter, array in zip(parameters, arrays, strict=True):
+        parameter.copy_(array)
+
+
+def next_state(module, x):
+    """The last output of a stateful LSTM."""
+    steps, state = module.lstm(x, module.state)
+    module.state = [numbers.detach() for numbers in state]
+    return steps[:, -1]
+
+
+def every_second(share):
+    """A loop that makes one update for every two batches."""
+    steps = []
+
+    def train_step(model, optimizer, x, y):
+        loss = F.cross_entropy(model(x), y)
+        (share * loss).backward()
+        steps.append(loss)
+        if len(steps) % 2 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+        return {"loss": loss.item()}
+
+    return train_step
+
+
+def siamese():
+    """The product of one network's codes of two inputs."""
+    code = [keras.Input((6,)), L.Dense(4, "tanh", name="code")]
+    net, x = keras.Sequential(code, name="net"), keras.Input((6,))
+    return keras.Model(x, L.Dot(1)([net(x), net(L.Rescaling(-1.0)(x))]))
+
+
+def functional():
+    """Two inputs to one block, two outputs; PyTorch does three layers in one step."""
+    layers = [L.Dense(6, name="inner"), L.Rescaling(1.0, 3.0), L.ReLU(6)]
+    block = keras.Sequential([*layers, L.Rescaling(1 / 6)], name="block")
+    x = [keras.Input((6,)), keras.Input((6,))]
+    one, two = block(x[0]), block(x[1])
+    both = L.Add(name="add")([one, two])
+    return keras.Model(
+        x, [L.Dense(1, name="first")(one), L.Dense(1, name="last")(both)]
+    )
+
+
+class Subclassed(keras.Model):
+    """Two layers, and what the model computes between and behind them itself."""
+
+    def __init__(self, between=1, behind=1):
+        super().__init__(name="own")
+        self.first, self.second = L.Dense(6, name="first"), L.Dense(3, name="second")
+        self.between, self.behind = between, behind
+
+    def call(self, x):
+        return self.second(self.first(x) * self.between) * self.behind
+
+
+case("""no thread: what needs no special layer
+metrics = ["accuracy"]
+values = "accuracy": (z.argmax(1) == y).double().mean()
+data | np.moveaxis(x, -1, 1) | 255 * x
+weights | **{} | ported=True
+forward pass | nn.ReLU() | nn.ReLU(), nn.ReLU6() | X, Y | 99 * X, Y
+loss: Keras 1. | (z, y) | (z, y, reduction='sum')
+loss | loss.item() | float('nan')
+accuracy | == y) | == y[:, None])
+gradient | nn.ReLU() | nn.ReLU(), Do(lambda m, x: x.detach())
+gradient | 6, "relu" | 6, "relu", trainable=False
+none | 6, "relu" | 6, "relu", trainable=False | SGD(model | SGD(model[2]
+first update | parameters(), 0.1 | parameters(), 0.1001
+second update | optimizer.zero_grad() | pass
+none | optimizer.step() | optimizer.step(), optimizer.zero_grad()
+none | optimizer.step() | [p.data.sub_(0.1 * p.grad) for p in model.parameters()]
+none | model(x) | model(x) @ torch.eye(3)
+""")
+case("""https://discuss.pytorch.org/t/160720
+ours = L.Dense(1)
+theirs = nn.Linear(6, 1)
+loss = "mse"
+their_loss = F.mse_loss(z, y)
+metrics = ["mse", "mae"]
+values = "mse": loss, "mae": F.l1_loss(z, y)
+data = X, T
+loss: Keras | 6, 1) | 6, 1), nn.Flatten(0)
+none | 6, 1) | 6, 1), nn.Flatten(0) | -1, 1), y | -1, 1), y[:, 0]
+mae | F.l1_loss(z, y) | F.l1_loss(z, y) / 2
+""")
+case("""a question of Stack Overflow, retold at php.cn/faq/1588581.html
+ours = L.Dense(1, "sigmoid")
+theirs = nn.Linear(6, 1)
+loss = "binary_crossentropy"
+their_loss = F.binary_cross_entropy_with_logits(z, y)
+metrics = ["accuracy"]
+values = "accuracy": ((z > 0) == (y > 0.5)).double().mean()
+data = X, (X[:, :1] > 0.2) * 1.0
+loss: Keras | 6, 1) | 6, 1), nn.Sigmoid()
+""")
+case("""https://discuss.pytorch.org/t/184306 and pytorch/pytorch/issues/8644 of GitHub
+ours = L.Conv2D(3, 3), L.AveragePooling2D(3, 1, "same", name="pool"), L.Flatten(), \
+L.Dense(3, "softmax", name="digits")
+theirs = nn.Conv2d(2, 3, 3), nn.AvgPool2d(3, 1, 1, count_include_pad=False), \
+Do(lambda m, x: x.movedim(1, 3)), nn.Flatten(), nn.Linear(48, 3)
+data = IMAGES, Y
+forward pass: digits, after 1 | x.movedim(1, 3) | x
+forward pass: pool, after 0 | , count_include_pad=False |
+""")
+case("""https://github.com/keras-team/keras/issues/13543, slopes and kernels in order
+ours = L.DepthwiseConv2D(3, depth_multiplier=2), L.PReLU("random_normal", \
+name="slopes", shared_axes=[1, 2]), L.GlobalAveragePooling2D(), L.Dense(3, "softmax")
+theirs = nn.Conv2d(2, 4, 3, groups=2), nn.PReLU(4), Do(lambda m, x: x.mean((2, 3))), \
+nn.Linear(4, 3)
+data = IMAGES, Y
+forward pass: slopes, after 0 | nn.PReLU(4) | nn.ReLU(), nn.PReLU(4)
+""")
+case("""https://github.com/r9y9/tacotron_pytorch/issues/19
+ours = L.Dense(8), L.BatchNormalization(name="norm"), L.Dense(3, "softmax")
+theirs = nn.Linear(6, 8), Do(lambda m, x: m.norm(x), norm=nn.BatchNorm1d(8, eps=1e-3, \
+momentum=0.01)), nn.Linear(8, 3)
+running averages | momentum=0.01 | momentum=0.99
+forward pass: norm, after 0 | eps=1e-3 | eps=1e-5
+loss: norm, after 0 | eps=1e-3 | eps=1e-5 | name="norm" | name="norm", **LARGE
+forward pass | m.norm(x) | m.norm.train()(x)
+second update | .step() | .step(), model.eval()
+""")
+case("""InceptionV3 of keras.applications and of torchvision: no γ in Keras
+ours = L.Dense(6), L.LayerNormalization(scale=False, epsilon=1e-5), \
+L.Dense(3, "softmax")
+theirs = nn.Linear(6, 6), frozen(nn.LayerNorm(6), 'weight'), nn.Linear(6, 3)
+options = copy_weights=lambda ours, model: fill(model, ours, place=2, constant=1)
+gradient | 'weight' | 'bias'
+""")
+case("""https://github.com/znxlwm/UGATIT-pytorch/issues/6
+ours = L.Conv2D(4, 3, kernel_regularizer="l2"), L.LeakyReLU(name="leaky"), \
+L.Conv2D(1, 3, name="maps")
+theirs = nn.Conv2d(2, 4, 3), nn.LeakyReLU(0.3), nn.Conv2d(4, 1, 3)
+loss = "mse"
+their_loss = F.mse_loss(z, y) + 0.01 * model[0].weight.square().sum()
+data = IMAGES, IMAGES[:, :2, :2, :1]
+batches = (x, y), (np.moveaxis(x, -1, 1), np.moveaxis(y, -1, 1))
+loss: Keras | + 0.01 * model[0].weight.square().sum() |
+forward pass: leaky, after 0 | LeakyReLU(0.3) | LeakyReLU()
+forward pass: maps, after 1 | nn.Conv2d(4 | nn.Tanh(), nn.Conv2d(4
+""")
+case("""e-com-net.com/article/1602482873162563584.htm, class weights, label smoothing
+loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
+their_loss = F.cross_entropy(z, y, label_smoothing=0.1, reduction="none") @ weights / 16
+data = X, np.eye(3)[Y]
+batches = (x, y, 1.0 + Y), (np.moveaxis(x, -1, 1), y.argmax(1), 1.0 + Y)
+loss: Keras | / 16 | / weights.sum()
+loss: Keras | , label_smoothing=0.1, | ,
+data | 1), y.argmax | 1), y[::-1].argmax
+""")
+case("""github.com/pytorch/pytorch/issues/2674, jessicayung/blog-code-snippets/issues/3
+ours = L.LSTM(7, stateful=True, name="steps"), L.Dense(3, "softmax")
+theirs = Do(next_state, lstm=frozen(nn.LSTM(6, 7, batch_first=True), 'bias_hh_l0')), \
+nn.Linear(7, 3)
+data = IMAGES.reshape(16, 12, 6), Y
+batches = (x, y), (x, y)
+options = copy_weights=lambda ours, model: fill(model, ours, place=3, constant=0)
+forward pass: steps, after the batch | , batch_first=True |
+gradient | bias_hh | bias_ih
+second update | next_state | lambda m, x: m.lstm(x)[0][:, -1]
+""")
+case("""https://github.com/paiml/aprender/pull/2123, a batch in two halves
+output = torch.cat([model(x[:8]), model(x[8:])])
+forward pass: Keras [16, 3] | nn.ReLU() | nn.GELU()
+""")
+case("""https://github.com/keras-team/keras/issues/19990, gradients of two batches
+by = optimizers.SGD(0.1, gradient_accumulation_steps=2)
+loop = every_second(1 / 2)
+gradient | 1 / 2 | 1
+""")
+case("""github.com/harveyslash/Facial-Similarity-with-Siamese-Networks-in-Pytorch/\
+issues/26, a model that is called twice in a step
+model = siamese()
+theirs = nn.Linear(6, 4), nn.Tanh()
+loss = "mse"
+their_loss = F.mse_loss((z * model(-x)).sum(1, keepdim=True), y)
+data = X, T
+loss: Keras | keepdim=True | keepdim=False
+forward pass: net/code, after the batch | nn.Tanh() | nn.Sigmoid()
+""")
+case("""no thread: a shared block, two inputs, two outputs
+model = functional()
+theirs = Do(lambda m, x: (m.first(m.block(x[0])), m.last(m.block(x[0]) + m.block(x[1]\
+))), block=nn.Sequential(nn.Linear(6, 6), nn.Hardsigmoid()), first=nn.Linear(6, 1), \
+last=nn.Linear(6, 1))
+loss = ["mse", "mse"]
+their_loss = F.mse_loss(z[0], y[0]) + F.mse_loss(z[1], y[1])
+data = [X, 1 + X], [T, 2 * T]
+batches = (x, y), (x, y)
+forward pass: block/inner, after the batch | m.block(x[1]) | m.block(-x[1])
+forward pass: add, after 0.block.1 | + m | - m
+forward pass: first, after 0.block.1 | m.first(m | m.first(-m
+forward pass: last, after 0 | last=nn. | last=nn.Sequential(nn.Tanh(), nn.Linear(6, 1)) or nn.
+loss: Keras | z[1], y[1] | z[1], y[0]
+""")
+case("""no thread: a subclassed model
+model = Subclassed()
+theirs = nn.Linear(6, 6), nn.Linear(6, 3)
+loss = "mse"
+their_loss = F.mse_loss(z, y)
+data = X, X[:, :3]
+forward pass: second, after 0 | , nn | , nn.Tanh(), nn
+forward pass: before second; what stands between | Subclassed() | Subclassed(between=2)
+forward pass: in own, behind its layers | Subclassed() | Subclassed(behind=2)
+""")
+case("""no thread: a port that shares its memory with arrays of the reader's
+ours = L.Normalization(mean=MEAN, variance=np.ones(6)), L.Dense(6, use_bias=False)
+theirs = Do(lambda m, x: (x - m.mean) @ m.weight.T, \
+mean=nn.Buffer(torch.from_numpy(MEAN)), weight=nn.Parameter(torch.from_numpy(START)))
+loss = "mse"
+their_loss = F.mse_loss(z, y)
+data = X, X[::-1].copy()
+""")
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_the_reader_is_changed():
+    """After a right port, a wrong one and an exception."""
+    arrays = [X, T, Y, MEAN, START, IMAGES]
+
+    def settings():
+        types = keras.config.floatx(), keras.config.dtype_policy().name
+        return *types, torch.get_default_dtype(), keras.Operation.__call__
+
+    before, kept = settings(), [array.copy() for array in arrays]
+    yield
+    assert settings() == before
+    assert all(map(np.array_equal, kept, arrays))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("expected", "text"), CASES)
+def test_the_first_step_that_is_off_and_its_layer(expected, text):
+    found = run(text)
+    step = check["first_off"](found)
+    said = f"{step}: {found[step].where}" if ":" in expected else step
+    assert said[: len(expected)] == expected, found
+    assert list(found) == [step for step in STEPS.split(", ") if step in found]
+
+
+def zeros(keras_model, model):
+    model[0].weight.zero_()
+
+
+FLOAT32 = keras.Sequential([keras.Input((6,)), L.Dense(6, "relu"), L.Dense(3)])
+REFUSED = """
+must be a tuple | (x, y), (np | x, (np
+must be a tuple | (np.moveaxis(x, -1, 1), y) | x
+make a new model | return model | return model.fit(x, y, verbose=0).model
+make a new model | keras, build_pytorch | keras, cache(build_pytorch)
+must compile | model.compile( | model.name or model.compile(
+float32 | model.compile( | model = keras.models.clone_model(FLOAT32); model.compile(
+float32 | L.Dense(6, "relu") | FLOAT32.layers[0]
+kernel (6, 3), 2.weight (4, 6) | nn.Linear(6, 3) | nn.Linear(6, 4)
+4 and 3 weights | nn.Linear(6, 3) | nn.Linear(6, 3, bias=False)
+leaves out ['0.bias', '2. | options = dict(**{} | options = dict(copy_weights=zeros
+give the model's parameters | model.parameters(), 0.1 | nn.Linear(1, 1).parameters()
+must return {"loss" | "loss": loss | "lost": loss
+must return {"loss" | return {"loss" | return loss.item() or {"loss"
+perhaps with ['loss'] | **{}} | "right": 1}
+cast by y.to(p.dtype) | model(x) | model(x.float())
+a builder makes a new model | return model | return model.sizes
+"""
+
+
+@pytest.mark.parametrize("line", REFUSED.strip().splitlines())
+def test_what_cannot_be_compared_is_refused_with_advice(line):
+    advice, *changes = [field.strip() for field in line.split("|")]
+    with pytest.raises(Exception) as refusal:
+        run(source(*changes))
+    assert advice in "\n".join([str(refusal.value), *refusal.value.__notes__])
+
+
+def test_another_backend_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="TensorFlow"):
+        run(source())
+
+
+def in_a_process(script):
+    """Its exit status, and the last line that it wrote."""
+    command, options = [sys.executable, "-c", script], {"capture_output": True}
+    ended = subprocess.run(command, check=False, text=True, **options)
+    return ended.returncode, (ended.stdout or ended.stderr).strip().splitlines()[-1]
+
+
+def test_the_cell_runs_alone_and_first_in_a_process():
+    names = "L, optimizers, nn, F = keras.layers, keras.optimizers, torch.nn, "
+    names += "torch.nn.functional\nX, Y = np.ones((9, 6)), np.arange(9) % 3\n"
+    adams = source("SGD(0.1)", "Adam(0.1)", "SGD(model", "Adam(model")
+    script = f"{CELL}\n{names}\n{adams}\nprint(first_off(check_port(*port)))"
+    assert in_a_process(script) == (0, "first update")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
+@pytest.mark.parametrize("library", ["tensorflow", "keras"])
+def test_below_another_import_the_cell_says_what_to_do(library):
+    code, message = in_a_process(f"import {library}\n{CELL}")
+    assert code == 1 and message.startswith("ImportError")
+    assert "above every other import" in message
