@@ -1,12 +1,10 @@
-"""What the tests and refresh.py know about the notebook, and ways to run it."""
+"""Ways to read the notebook and to run it, for the tests and refresh.py."""
 
 import ast
-import base64
 import contextlib
 import json
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +14,6 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "mnist_framework_comparison.ipynb"
 README = ROOT / "README.md"
-PICTURE = ROOT / ".github" / "amplifiers.png"
 
 
 def committed():
@@ -30,12 +27,14 @@ def code_cells(cells):
 
 def section(notebook, number):
     """The cells from the heading '## number.' up to the next one of its level."""
-    cells = notebook.cells
-    starts = [i for i, cell in enumerate(cells) if cell.source.startswith("## ")]
-    for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
-        if cells[start].source.startswith(f"## {number}."):
-            return cells[start:end]
-    raise LookupError(f"the notebook has no section {number}")
+    found, inside = [], False
+    for cell in notebook.cells:
+        if cell.source.startswith("## "):
+            inside = cell.source.startswith(f"## {number}.")
+        if inside:
+            found.append(cell)
+    assert found, f"the notebook has no section {number}"
+    return found
 
 
 def cell_with(notebook, text):
@@ -64,8 +63,7 @@ def markdown(cell):
 
 def table(text):
     """The lines of the first Markdown table in a text."""
-    found = re.search(r"(^\|.*\|$\n?)+", text, flags=re.MULTILINE)
-    return found.group().splitlines()
+    return re.search(r"(^\|.*\|$\n?)+", text, flags=re.MULTILINE).group().splitlines()
 
 
 def fields(line):
@@ -74,9 +72,8 @@ def fields(line):
 
 
 def table_under(notebook, heading):
-    """The first table that a cell displays below a heading."""
-    texts = map(markdown, under(notebook, heading))
-    return table(next(text for text in texts if "|" in text))
+    """The lines of the first table that a cell displays below a heading."""
+    return table("\n\n".join(map(markdown, under(notebook, heading))))
 
 
 def columns(notebook, heading):
@@ -85,55 +82,31 @@ def columns(notebook, heading):
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
-def image_under(notebook, heading):
-    """The first PNG, as bytes, that a cell displays below a heading."""
-    outputs = [output for cell in under(notebook, heading) for output in cell.outputs]
-    data = [output.get("data", {}) for output in outputs]
-    return base64.b64decode(next(d["image/png"] for d in data if "image/png" in d))
-
-
-def defined_names(node):
-    """The names that a statement at the top level defines."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return {node.name}
-    targets = getattr(node, "targets", [getattr(node, "target", None)])
-    return {target.id for target in targets if isinstance(target, ast.Name)}
-
-
 def definitions(*names, **given):
-    """Functions, classes and constants of the notebook, defined in this process.
+    """Functions and classes of the notebook, defined in this process.
 
     All of the notebook's imports come first, in its own order. `given` are values that
     the notebook would have computed before.
     """
-    trees = [ast.parse(cell.source) for cell in code_cells(committed().cells)]
-    nodes = [node for tree in trees[1:] for node in tree.body]
+    first, *others = [ast.parse(cell.source) for cell in code_cells(committed().cells)]
+    nodes = [node for tree in others for node in tree.body]
     imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
-    wanted = [node for node in nodes if defined_names(node) & set(names)]
+    wanted = [node for node in nodes if getattr(node, "name", None) in names]
     namespace = dict(given)
-    module = ast.Module([*trees[0].body, *imports, *wanted], [])
+    module = ast.Module([*first.body, *imports, *wanted], [])
     exec(compile(module, "notebook", "exec"), namespace)
     return SimpleNamespace(**namespace)
 
 
 class Session:
-    """The notebook in a running kernel, which is talked to from one thread of its own."""
+    """The notebook in a running kernel."""
 
-    def __init__(self, client, thread):
-        self.client, self.notebook, self.thread = client, client.nb, thread
+    def __init__(self, client):
+        self.client, self.notebook = client, client.nb
 
-    def start(self, cells=None):
-        """Begin to execute some cells of the notebook, or all; returns a future."""
-        cells = code_cells(self.notebook.cells if cells is None else cells)
-
-        def run():
-            for cell in cells:
-                self.client.execute_cell(cell, self.notebook.cells.index(cell))
-
-        return self.thread.submit(run)
-
-    def run(self, cells=None):
-        self.start(cells).result()
+    def run(self, cells):
+        for cell in code_cells(cells):
+            self.client.execute_cell(cell, self.notebook.cells.index(cell))
 
     def run_sections(self, *numbers):
         for number in numbers:
@@ -144,34 +117,28 @@ class Session:
         cell = nbformat.v4.new_code_cell(source)
         self.notebook.cells.append(cell)
         try:
-            index = len(self.notebook.cells) - 1
-            return self.thread.submit(self.client.execute_cell, cell, index).result()
+            self.run([cell])
         finally:
             self.notebook.cells.remove(cell)
+        return cell
 
     def value(self, expression):
-        """A JSON value from the kernel."""
-        source = f"import json\nprint(json.dumps({expression}))"
+        """A value from the kernel; arrays become lists."""
+        source = "import json\nto_list = lambda array: array.tolist()\n"
+        source += f"print(json.dumps({expression}, default=to_list))"
         return json.loads(printed(self.execute(source)))
 
 
-def new_client(notebook, folder=ROOT):
-    """An nbclient for the notebook that works in the folder."""
-    metadata = {"metadata": {"path": str(folder)}}
+def new_client(notebook):
+    """An nbclient for the notebook."""
     options = {"timeout": 3600, "record_timing": False, "coalesce_streams": True}
-    return NotebookClient(notebook, resources=metadata, **options)
+    resources = {"metadata": {"path": str(ROOT)}}
+    return NotebookClient(notebook, resources=resources, **options)
 
 
 @contextlib.contextmanager
-def kernel(folder=ROOT, **environment):
+def kernel(**environment):
     """A Session in a fresh kernel, with some environment variables set."""
-    kept = [name for name in os.environ if not name.startswith("MNIST_")]
-    env = {name: os.environ[name] for name in kept}
-    client = new_client(committed(), folder)
-    with ThreadPoolExecutor(1) as thread:
-        setup = client.setup_kernel(env=env | environment)
-        thread.submit(setup.__enter__).result()
-        try:
-            yield Session(client, thread)
-        finally:
-            thread.submit(setup.__exit__, None, None, None).result()
+    client = new_client(committed())
+    with client.setup_kernel(env=os.environ | environment):
+        yield Session(client)

@@ -150,6 +150,12 @@ def every_second(share):
     return train_step
 
 
+@torch.no_grad()
+def features(model, x):
+    """What the frozen part of a model makes of its input."""
+    return model[0](x).relu()
+
+
 def siamese():
     """The product of one network's codes of two inputs."""
     code = [keras.Input((6,)), L.Dense(4, "tanh", name="code")]
@@ -248,6 +254,21 @@ loss: norm, after 0 | eps=1e-3 | eps=1e-5 | name="norm" | name="norm", **LARGE
 forward pass | m.norm(x) | m.norm.train()(x)
 second update | .step() | .step(), model.eval()
 """)
+case("""no thread: a fault that training hides from the next normalization
+ours = L.Dense(8), L.BatchNormalization(), L.BatchNormalization(epsilon=1e-9), \
+L.Dense(3, "softmax")
+theirs = nn.Linear(6, 8), nn.BatchNorm1d(8, 1e-3, 0.01), nn.BatchNorm1d(8, 1e-9, \
+0.01), nn.Linear(8, 3)
+forward pass: Keras [16, 3], PyTorch [16, 3]; in training mode | 1e-3 | 1e-5
+""")
+case("""features that the loop computes without gradients
+ours = L.Dense(6, name="base", trainable=False), L.ReLU(), L.Dense(3, "softmax", \
+name="head")
+theirs = nn.Linear(6, 6), nn.Linear(6, 3)
+output = model[1](features(model, x))
+their_by = torch.optim.SGD(model[1].parameters(), 0.1)
+forward pass: head, after your loop | , nn.Linear(6, 3) | , nn.Sequential(nn.Tanh(), nn.Linear(6, 3))
+""")
 case("""InceptionV3 of keras.applications and of torchvision: no γ in Keras
 ours = L.Dense(6), L.LayerNormalization(scale=False, epsilon=1e-5), \
 L.Dense(3, "softmax")
@@ -320,6 +341,7 @@ forward pass: add, after 0.block.1 | + m | - m
 forward pass: first, after 0.block.1 | m.first(m | m.first(-m
 forward pass: last, after 0 | last=nn. | last=nn.Sequential(nn.Tanh(), nn.Linear(6, 1)) or nn.
 loss: Keras | z[1], y[1] | z[1], y[0]
+data | (x, y), (x, y) | (x, y), (x, y[0])
 """)
 case("""no thread: a subclassed model
 model = Subclassed()
@@ -372,17 +394,16 @@ def zeros(keras_model, model):
 
 FLOAT32 = keras.Sequential([keras.Input((6,)), L.Dense(6, "relu"), L.Dense(3)])
 REFUSED = """
-must be a tuple | (x, y), (np | x, (np
-must be a tuple | (np.moveaxis(x, -1, 1), y) | x
+A batch is (x, y) | (np.moveaxis(x, -1, 1), y) | x
 make a new model | return model | return model.fit(x, y, verbose=0).model
 make a new model | keras, build_pytorch | keras, cache(build_pytorch)
 must compile | model.compile( | model.name or model.compile(
 float32 | model.compile( | model = keras.models.clone_model(FLOAT32); model.compile(
 float32 | L.Dense(6, "relu") | FLOAT32.layers[0]
-kernel (6, 3), 2.weight (4, 6) | nn.Linear(6, 3) | nn.Linear(6, 4)
+kernel [6, 3] is not PyTorch's 2.weight [4, 6] | nn.Linear(6, 3) | nn.Linear(6, 4)
 4 and 3 weights | nn.Linear(6, 3) | nn.Linear(6, 3, bias=False)
 leaves out ['0.bias', '2. | options = dict(**{} | options = dict(copy_weights=zeros
-give the model's parameters | model.parameters(), 0.1 | nn.Linear(1, 1).parameters()
+must hold the model's parameters | model.parameters(), 0.1 | nn.Linear(1, 1).parameters()
 must return {"loss" | "loss": loss | "lost": loss
 must return {"loss" | return {"loss" | return loss.item() or {"loss"
 perhaps with ['loss'] | **{}} | "right": 1}
