@@ -15,7 +15,8 @@ from harness import cell_with, committed
 CELL = cell_with(committed(), "def check_port(").source
 check = {"__name__": "copied"}
 exec(CELL, check)
-keras, torch = check["keras"], check["torch"]
+exec(cell_with(committed(), "class KerasAdam(").source, check)
+keras, torch, KerasAdam = check["keras"], check["torch"], check["KerasAdam"]
 L, optimizers, nn, F = keras.layers, keras.optimizers, torch.nn, torch.nn.functional
 cache = check["functools"].cache
 
@@ -386,6 +387,19 @@ def test_the_first_step_that_is_off_and_its_layer(expected, text):
     said = f"{step}: {found[step].where}" if ":" in expected else step
     assert said[: len(expected)] == expected, found
     assert list(found) == [step for step in STEPS.split(", ") if step in found]
+
+
+LEAKY = """
+ours = L.Dense(99), L.LeakyReLU(), L.Dense(3, "softmax")
+theirs = nn.Linear(6, 99), nn.LeakyReLU(0.3), nn.Linear(99, 3)
+by = optimizers.Adam(0.001)
+their_by = KerasAdam(model.parameters())
+"""
+
+
+def test_adam_does_not_magnify_a_constant_that_keras_rounds():
+    found = run(source(parts=LEAKY.strip().splitlines()))
+    assert found["gradient"].difference > 1e-10 > found["first update"].difference
 
 
 def zeros(keras_model, model):
