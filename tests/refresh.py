@@ -78,7 +78,7 @@ def sentences(notebook):
         r"none of 10,000 predictions differs after any of the (\d+) epochs": agreeing,
         r"last bit ends in (\d+) other predictions": relu_bit[AT_15],
         r"and the other framework in (\d+)\.": relu_other[AT_15],
-        r"smaller steps, none differs after any of (\d+) epochs": together,
+        r"steps smaller, none differs after any of (\d+) epochs": together,
         r"no prediction differs after any of its (\d+) epochs": agreeing,
         r"differ from epoch (\d+) on for one": relu_bit[PARTS],
         r"from epoch (\d+) on for the other": relu_other[PARTS],
