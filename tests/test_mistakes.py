@@ -1,7 +1,10 @@
 """Section 8's KerasAdam, its demonstrations of the check, and its table of mistakes."""
 
 import copy
+import importlib.util
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,9 +13,11 @@ from nbclient.exceptions import CellExecutionError
 
 HEADING = "### The mistakes"
 names = {}
-exec(cell_with(committed(), "def check_port(").source, names)
+CHECK = cell_with(committed(), "def check_port(").source
+ADAM = cell_with(committed(), "class KerasAdam(").source
+exec(CHECK, names)
 keras, torch, float64_on_cpu = names["keras"], names["torch"], names["float64_on_cpu"]
-exec(cell_with(committed(), "class KerasAdam(").source, names)
+exec(ADAM, names)
 KerasAdam = names["KerasAdam"]
 
 random = np.random.default_rng(0)
@@ -105,6 +110,26 @@ def test_a_closure_that_fails_leaves_the_options():
     with pytest.raises(ZeroDivisionError):
         optimizer.step(lambda: 1 / 0)
     assert optimizer.param_groups[0]["eps"] == 1e-7
+
+
+def in_a_process(script):
+    """Its exit status, and the last line that it wrote."""
+    command, options = [sys.executable, "-c", script], {"capture_output": True}
+    ended = subprocess.run(command, check=False, text=True, **options)
+    return ended.returncode, (ended.stdout or ended.stderr).strip().splitlines()[-1]
+
+
+def test_the_check_and_keras_adam_run_alone_and_first_in_a_process():
+    code, last = in_a_process(f"{CHECK}\n{ADAM}")
+    assert code == 0 and last.startswith("KerasAdam: first step")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
+@pytest.mark.parametrize("library", ["tensorflow", "keras"])
+def test_below_another_import_the_check_says_what_to_do(library):
+    code, message = in_a_process(f"import {library}\n{CHECK}")
+    assert code == 1 and message.startswith("ImportError")
+    assert "above every other import" in message
 
 
 def test_the_first_steps_of_the_two_adams_are_those_of_their_formulas(short_run):
