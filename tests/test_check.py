@@ -18,6 +18,9 @@ random = np.random.default_rng(0)
 X, T, Y = random.normal(size=(16, 6)), random.normal(size=(16, 1)), np.arange(16) % 3
 MEAN, START = random.normal(size=6), random.normal(size=(6, 6))
 IMAGES = random.normal(size=(16, 6, 6, 2)).astype("float32")
+MASK, LAST = np.array([0, 0, -1e9]), {}
+BASE = L.Dense(6, "relu", dtype="float64")
+BASE.build((None, 6))
 PORT = """
 def build_keras():
     keras.utils.set_random_seed(0)
@@ -191,6 +194,9 @@ first update | parameters(), 0.1 | parameters(), 0.1001
 none | optimizer.step() | optimizer.step(), optimizer.zero_grad()
 none | optimizer.step() | [p.data.sub_(0.1 * p.grad) for p in model.parameters()]
 none | model(x) | model(x) @ torch.eye(3)
+none | model = nn | model = LAST["built"] = nn | model(x) | LAST["built"](x)
+none | optimizers.SGD(0.1) | optimizers.LossScaleOptimizer(optimizers.SGD(0.1))
+none | L.Dense(6, "relu") | BASE
 """)
 case("""https://discuss.pytorch.org/t/160720
 ours = L.Dense(1)
@@ -288,6 +294,34 @@ data = np.eye(3)[Y], Y
 batches = (x, y), (y, y)
 forward pass: codes, after the batch | model(x) | model((x + 1) % 3)
 """)
+case("""no thread: the step changes its batch in place
+ours = L.Rescaling(2.0), L.Dense(3, "softmax")
+theirs = nn.Linear(6, 3),
+output = model(x.mul_(2))
+none | x.mul_(2) | x | nn.Linear | Do(lambda m, x: x.mul_(2)), nn.Linear
+""")
+case("""no thread: whole numbers
+ours = L.Rescaling(1 / 255, name="scale"), L.Dense(3, "softmax")
+theirs = Do(lambda m, x: x / 255), nn.Linear(6, 3)
+data = np.arange(96).reshape(16, 6), Y
+forward pass: scale, after the batch | x / 255 | x / 256
+""")
+case("""no thread: a mask among the outputs, which hides all else in a sum
+ours = L.Dense(6, "relu", name="first"), L.Dense(3), L.Lambda(lambda z: z + MASK)
+theirs = nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3), \
+Do(lambda m, z: z + torch.from_numpy(MASK))
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+data = X, Y % 2
+forward pass: first, after the batch | nn.ReLU() | nn.ELU()
+""")
+case("""no thread: steps first, as recurrent networks of PyTorch have them
+ours = L.Dense(3, "softmax", name="last"),
+theirs = nn.Linear(6, 3), Do(lambda m, z: z.transpose(0, 1))
+their_loss = F.cross_entropy(z.permute(1, 2, 0), y)
+data = IMAGES.reshape(16, 12, 6), np.tile(Y[:, None], 12)
+batches = (x, y), (x, y)
+forward pass: last, after the batch; if it looks right | 0, 1) | 0, 1).flip(2)
+""")
 case("""no thread: shares that are nearly equal inside a network
 ours = L.Dense(6), L.Softmax(name="shares"), L.Dense(3, "softmax")
 theirs = nn.Linear(6, 6), nn.Softmax(1), nn.Linear(6, 3)
@@ -384,9 +418,11 @@ def nothing_of_the_reader_is_changed():
         return *types, torch.get_default_dtype(), keras.Operation.__call__
 
     before, kept = settings(), [array.copy() for array in arrays]
+    weights = BASE.get_weights()
     yield
     assert settings() == before
     assert all(map(np.array_equal, kept, arrays))
+    assert all(map(np.array_equal, weights, BASE.get_weights()))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -426,6 +462,7 @@ leaves out ['0.bias', '2. | options = dict(**{} | options = dict(copy_weights=la
 must hold the model's parameters | model.parameters(), 0.1 | nn.Linear(1, 1).parameters()
 must return its outputs | 6, 3) | 6, 3), Do(lambda m, z: z.mean()) | F.cross_entropy(z, y) | z
 must be one number | loss.item() | loss.repeat(2)
+must return "loss", not ['d'] | model.comp | model.train_step = lambda x: {"d": 0.0}; model.comp
 must return {"loss" | "loss": loss | "lost": loss
 must return {"loss" | return {"loss" | return loss.item() or {"loss"
 perhaps with ['loss'] | **{}} | "right": 1}
