@@ -4,23 +4,10 @@ A case says its source, what differs from a plain classifier, and mistakes: the 
 which one must show, perhaps with the layer, a text of the port, and what replaces it.
 """
 
-import numpy as np
+import ports
 import pytest
-from harness import cell_with, committed
+from ports import check, keras, np, torch
 
-check = {"__name__": "copied"}
-exec(cell_with(committed(), "def check_port(").source, check)
-exec(cell_with(committed(), "class KerasAdam(").source, check)
-keras, torch, KerasAdam = check["keras"], check["torch"], check["KerasAdam"]
-L, optimizers, nn, F = keras.layers, keras.optimizers, torch.nn, torch.nn.functional
-
-random = np.random.default_rng(0)
-X, T, Y = random.normal(size=(16, 6)), random.normal(size=(16, 1)), np.arange(16) % 3
-MEAN, START = random.normal(size=6), random.normal(size=(6, 6))
-IMAGES = random.normal(size=(16, 6, 6, 2)).astype("float32")
-MASK, LAST = np.array([0, 0, -1e9]), {}
-BASE = L.Dense(6, "relu", dtype="float64")
-BASE.build((None, 6))
 PORT = """
 def build_keras():
     keras.utils.set_random_seed(0)
@@ -77,7 +64,7 @@ def source(*changes, parts=()):
 
 
 def run(text):
-    names = dict(globals())
+    names = vars(ports).copy()
     exec(text, names)
     return check["check_port"](*names["port"], **names["options"])
 
@@ -91,93 +78,6 @@ def case(text):
         expected, *changes = [field.strip() for field in line.split("|")]
         port = source(*changes, parts=parts)
         CASES.append(pytest.param(expected, port, id=f"{line} in {thread}"))
-
-
-class Do(nn.Module):
-    """A function of a module and its input; the module has these parts and a state."""
-
-    def __init__(self, function, **parts):
-        super().__init__()
-        self.function, self.state = function, None
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
-def frozen(module, name):
-    """The module, one parameter of which is not trained."""
-    getattr(module, name).requires_grad_(False)
-    return module
-
-
-def fill(model, keras_model, place, constant):
-    """Keras's trained weights in order, with a constant at one place between them."""
-    arrays = [torch.from_numpy(w.numpy().T) for w in keras_model.trainable_weights]
-    parameters = list(model.parameters())
-    parameters.pop(place).fill_(constant)
-    for parameter, array in zip(parameters, arrays, strict=True):
-        parameter.copy_(array)
-
-
-def next_state(module, x):
-    """The last output of a stateful LSTM."""
-    steps, state = module.lstm(x, module.state)
-    module.state = [numbers.detach() for numbers in state]
-    return steps[:, -1]
-
-
-def every_second(share):
-    """A loop that makes one update for every two batches."""
-    steps = []
-
-    def train_step(model, optimizer, x, y):
-        loss = F.cross_entropy(model(x), y)
-        (share * loss).backward()
-        steps.append(loss)
-        if len(steps) % 2 == 0:
-            optimizer.step()
-            optimizer.zero_grad()
-        return {"loss": loss.item()}
-
-    return train_step
-
-
-@torch.no_grad()
-def features(model, x):
-    """What the frozen part of a model makes of its input."""
-    return model[0](x).relu()
-
-
-def siamese():
-    """The product of one network's codes of two inputs."""
-    code = [keras.Input((6,)), L.Dense(4, "tanh", name="code")]
-    net, x = keras.Sequential(code, name="net"), keras.Input((6,))
-    return keras.Model(x, L.Dot(1)([net(x), net(L.Rescaling(-1.0)(x))]))
-
-
-def functional():
-    """Two inputs to one block, two outputs; PyTorch does three layers in one step."""
-    layers = [L.Dense(6, name="inner"), L.Rescaling(1.0, 3.0), L.ReLU(6)]
-    block = keras.Sequential([*layers, L.Rescaling(1 / 6)], name="block")
-    x = [keras.Input((6,)), keras.Input((6,))]
-    one, two = block(x[0]), block(x[1])
-    both = L.Add(name="add")([one, two])
-    outputs = [L.Dense(1, name="first")(one), L.Dense(1, name="last")(both)]
-    return keras.Model(x, outputs)
-
-
-class Subclassed(keras.Model):
-    """Two layers, and what the model computes between and behind them itself."""
-
-    def __init__(self, between=1, behind=1):
-        super().__init__(name="own")
-        self.first, self.second = L.Dense(6, name="first"), L.Dense(3, name="second")
-        self.between, self.behind = between, behind
-
-    def call(self, x):
-        return self.second(self.first(x) * self.between) * self.behind
 
 
 case("""no thread: what needs no special layer
@@ -411,18 +311,18 @@ data = X, X[::-1].copy()
 @pytest.fixture(autouse=True)
 def nothing_of_the_reader_is_changed():
     """After a right port, a wrong one and an exception."""
-    arrays = [X, T, Y, MEAN, START, IMAGES]
+    arrays = [ports.X, ports.T, ports.Y, ports.MEAN, ports.START, ports.IMAGES]
 
     def settings():
         types = keras.config.floatx(), keras.config.dtype_policy().name
         return *types, torch.get_default_dtype(), keras.Operation.__call__
 
     before, kept = settings(), [array.copy() for array in arrays]
-    weights = BASE.get_weights()
+    weights = ports.BASE.get_weights()
     yield
     assert settings() == before
     assert all(map(np.array_equal, kept, arrays))
-    assert all(map(np.array_equal, weights, BASE.get_weights()))
+    assert all(map(np.array_equal, weights, ports.BASE.get_weights()))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -448,7 +348,6 @@ def test_adam_does_not_magnify_a_constant_that_keras_rounds():
     assert found["gradient"].difference > 1e-10 > found["first update"].difference
 
 
-FLOAT32 = keras.Sequential([keras.Input((6,)), L.Dense(6, "relu"), L.Dense(3)])
 REFUSED = """
 A batch is (x, y) | (np.moveaxis(x, -1, 1), y) | x
 make a new model | return model | return model.fit(x, y, verbose=0).model
