@@ -1,7 +1,6 @@
 import json
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness import cell_with, kernel, under
@@ -48,37 +47,17 @@ def pytest_configure(config):
         os.environ.pop(name, None)
 
 
-def run_all():
+@pytest.fixture(scope="session")
+def full_run():
+    """The whole notebook with its own parameters; its kernel has ended."""
     with kernel() as session:
         session.run(session.notebook.cells)
-        return session
-
-
-def pytest_collection_modifyitems(items):
-    """Put what waits for the full run last: the other tests go on beside it."""
-    items.sort(key=lambda item: "full_run" in item.fixturenames)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def begun(request):
-    """The full run, begun with the first test if any test needs it."""
-    with ThreadPoolExecutor(1) as thread:
-        needed = any("full_run" in item.fixturenames for item in request.session.items)
-        yield thread.submit(run_all) if needed else None
-
-
-@pytest.fixture(scope="session")
-def full_run(begun):
-    """The whole notebook with its own parameters; its kernel has ended."""
-    return begun.result()
+    return session
 
 
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory):
-    """The whole notebook for one epoch and two seeds, and the minutes that it took.
-
-    In an environment that must change nothing.
-    """
+    """The notebook for one epoch, two seeds, in an environment that changes nothing."""
     home = tmp_path_factory.mktemp("home")
     config = {"backend": "jax", "floatx": "float16", "epsilon": 1e-3}
     (home / "keras.json").write_text(json.dumps(config))
@@ -93,22 +72,19 @@ def short_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_run():
-    """Sections 1 to 5, 7, and 9 up to its ladder, on 1,000 training images.
-
-    All validation images are zeros: no network scores alike on them and on the test
-    images.
-    """
+    """Sections 1 to 5, 7, and 9 up to its ladder, on 1,000 training images."""
     with kernel(MNIST_EPOCHS="15", MNIST_SEEDS="0 3") as session:
         session.execute(HELPERS)
         session.run_sections(1, 2)
+        # With all validation images zeros, no network scores alike on them and on tests.
         session.execute(
             "x_train, y_train = x_train[:1000], y_train[:1000]\n"
             "x_val, y_val = x_val[y_val == 0], y_val[y_val == 0]\n"
             "steps_per_epoch = math.ceil(len(x_train) / batch_size)"
         )
         session.run_sections(3, 4, 5, 7)
-        for words in ("def float64_on_cpu(", "class KerasAdam("):
-            session.run([cell_with(session.notebook, words)])
+        for text in ("def float64_on_cpu(", "class KerasAdam("):
+            session.run([cell_with(session.notebook, text)])
         later = under(session.notebook, "### The ladder")
         cells = under(session.notebook, "### The defaults that differ")
         session.run(cells[: -len(later)])

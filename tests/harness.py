@@ -1,6 +1,5 @@
 """Ways to read the notebook and to run it, for the tests and refresh.py."""
 
-import ast
 import contextlib
 import json
 import os
@@ -55,10 +54,10 @@ def printed(*cells):
     return "".join(o.text for o in outputs if o.get("name") == "stdout")
 
 
-def markdown(cell):
-    """The Markdown that a cell displayed."""
-    texts = [output.get("data", {}).get("text/markdown", "") for output in cell.outputs]
-    return "\n\n".join(filter(None, texts))
+def markdown(*cells):
+    """The Markdown that these cells displayed."""
+    data = [output.get("data", {}) for cell in cells for output in cell.outputs]
+    return "\n\n".join(d["text/markdown"] for d in data if d.get("text/markdown"))
 
 
 def table(text):
@@ -73,7 +72,7 @@ def fields(line):
 
 def table_under(notebook, heading):
     """The lines of the first table that a cell displays below a heading."""
-    return table("\n\n".join(map(markdown, under(notebook, heading))))
+    return table(markdown(*under(notebook, heading)))
 
 
 def columns(notebook, heading):
@@ -82,20 +81,11 @@ def columns(notebook, heading):
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
-def definitions(*names, **given):
-    """Functions and classes of the notebook, defined in this process.
-
-    All of the notebook's imports come first, in its own order. `given` are values that
-    the notebook would have computed before.
-    """
-    first, *others = [ast.parse(cell.source) for cell in code_cells(committed().cells)]
-    nodes = [node for tree in others for node in tree.body]
-    imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
-    wanted = [node for node in nodes if getattr(node, "name", None) in names]
-    namespace = dict(given)
-    module = ast.Module([*first.body, *imports, *wanted], [])
-    exec(compile(module, "notebook", "exec"), namespace)
-    return SimpleNamespace(**namespace)
+def executed(*texts, **given):
+    """The names after the cells with these texts, executed in this process."""
+    for text in texts:
+        exec(cell_with(committed(), text).source, given)
+    return SimpleNamespace(**given)
 
 
 class Session:
@@ -124,9 +114,8 @@ class Session:
 
     def value(self, expression):
         """A value from the kernel; arrays become lists."""
-        source = "import json\nto_list = lambda array: array.tolist()\n"
-        source += f"print(json.dumps({expression}, default=to_list))"
-        return json.loads(printed(self.execute(source)))
+        dumped = f"json.dumps({expression}, default=lambda array: array.tolist())"
+        return json.loads(printed(self.execute(f"import json\nprint({dumped})")))
 
 
 def new_client(notebook):

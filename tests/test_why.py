@@ -1,15 +1,15 @@
 """Section 9: its numbers, the proof, and what makes small differences large."""
 
+import contextlib
 import re
 
 import numpy as np
 import pytest
-from harness import columns, markdown, printed, table_under, under
+from harness import columns, fields, markdown, printed, table_under, under
 from nbclient.exceptions import CellExecutionError
-from refresh import AT_15, AT_24, BIT, OTHER, PARTS
+from refresh import AMPLIFIERS, BIT, OTHER, PARTS
 
 DEFAULTS, LADDER = "### The defaults that differ", "### The ladder"
-PROOF, AMPLIFIERS = "### The proof", "### The two amplifiers"
 
 
 def line_with(session, words):
@@ -43,7 +43,7 @@ def test_fit_repeats_the_order_of_arrays_and_not_of_tf_data(small_run):
 @pytest.mark.parametrize("framework", ["Keras", "PyTorch"])
 def test_the_draws_depend_on_the_seed_alone(small_run, framework):
     small_run.execute(
-        f"drawn, orders = draw({framework!r}, 3, 24)\n"
+        f"orders = draw({framework!r}, 3, 24)[1]\n"
         "keras.utils.set_random_seed(99)\n"
         "torch.manual_seed(99)\n"
         f"assert np.array_equal(draw({framework!r}, 3, 1)[1][0], orders[0])\n"
@@ -57,85 +57,73 @@ def test_the_draws_depend_on_the_seed_alone(small_run, framework):
     assert line_with(small_run, f"{framework}: first hidden") == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "train", "run"),
-    [("Keras", "train_keras", "sequential"), ("PyTorch", "train_torch", "pytorch")],
-)
-def test_with_nothing_removed_the_first_epoch_is_the_sections(
-    small_run, name, train, run
-):
-    first, rest = small_run.value(f"{train}(0, 1, (), 'relu', 1e-7).losses")
-    # The section's loss is the mean of all images; the first 32 are in row 0.
-    loss = small_run.value(f"{run}_run.history['loss'][0]")
-    assert 0.032 * first + 0.968 * rest == pytest.approx(loss, rel=1e-5)
-    assert line_with(small_run, f"{name}: training loss").endswith(f" {rest:.4f}")
+def test_with_nothing_removed_the_first_epoch_is_the_sections(small_run):
+    for name, train, run in [
+        ("Keras", "train_keras", "sequential_run"),
+        ("PyTorch", "train_torch", "pytorch_run"),
+    ]:
+        first, rest = small_run.value(f"{train}(0, 1, (), 'relu', 1e-7).losses")
+        # The section's loss is the mean of all images; the first 32 are in row 0.
+        loss = small_run.value(f"{run}.history['loss'][0]")
+        assert 0.032 * first + 0.968 * rest == pytest.approx(loss, rel=1e-5)
+        assert line_with(small_run, f"{name}: training loss").endswith(f" {rest:.4f}")
 
 
-def test_the_betas_and_the_moved_bit_are_printed(small_run):
-    betas = float(np.float32(0.9)), float(np.float32(0.999))
-    assert line_with(small_run, "β that float32 holds").endswith(f": {betas}")
-    moved = "one bit moved: ['-0.25000000', '0.24999999']"
-    assert line_with(small_run, "-0.25 and 0.25").endswith(moved)
+PLAIN_STEP = """
+EVERYTHING = frozenset(DIFFERENCES)
 
 
-BY_HAND = """
-def forward(weights, x):
-    w, b, v, c = weights
-    return activation(torch.from_numpy(x).double() @ w + b) @ v + c
-
-def off(training, epsilon, beta=float(np.float32(0.999)), place=0):
-    # How far the first update and the loss before it are from those by hand.
+def off(training, adam, **options):
+    # How far the first update and the loss before it are from those of a plain step.
     weights, orders = draw("Keras", 0, 1)
-    x, y = x_train[orders[0][:32]], torch.from_numpy(y_train[orders[0][:32]])
-    start = [torch.tensor(w).double().requires_grad_() for w in weights]
-    loss = nn.functional.cross_entropy(forward(start, x), y)
-    root, moved = np.sqrt(1 - beta), []
-    for weight, gradient in zip(start, torch.autograd.grad(loss, start)):
-        step = gradient * root / (root * abs(gradient) + epsilon * root**place)
-        moved.append(weight.detach() - 0.001 * step)
-    read = forward(moved, x_test).argmax(dim=1).numpy()
+    model = build_pytorch(0).double()
+    model.activation = nn.ACTIVATION()
+    for parameter, array in zip(model.parameters(), weights, strict=True):
+        parameter.data = torch.from_numpy(array.T).double()
+    x = torch.from_numpy(x_train[orders[0][:32]]).double()
+    y = torch.from_numpy(y_train[orders[0][:32]])
+    optimizer = adam(model.parameters(), 0.001, **options)
+    loss = train_step(model, optimizer, x, y)["loss"]
+    read = predict_pytorch(model, x_test.astype("float64"))
     assert np.array_equal(training.predictions[0], read)
-    vector = np.concatenate([weight.numpy().ravel() for weight in moved])
-    return abs(training.weights[0] - vector).max() + abs(training.losses[0] - loss.item())
+    vector = np.concatenate([p.detach().numpy().T.ravel() for p in model.parameters()])
+    return abs(training.weights[0] - vector).max() + abs(training.losses[0] - loss)
 """
 
 
-@pytest.mark.parametrize("activation", ["relu", "softplus"])
-@pytest.mark.parametrize("epsilon", [1e-7, 1e-3])
-def test_the_first_update_is_the_one_by_hand(small_run, activation, epsilon):
-    small_run.execute(f"{BY_HAND}\nactivation = nn.functional.{activation}")
-    network = f"{activation!r}, {epsilon}"
-    keras = f"train_keras(0, 1, ('precision', 'rounded β'), {network})"
-    assert small_run.value(f"off({keras}, {epsilon})") < 1e-12
-    for removed, setting in {
-        "DIFFERENCES": f"{epsilon}",
-        "DIFFERENCES[:2] + DIFFERENCES[3:]": "1e-8",
-        "DIFFERENCES[:3] + DIFFERENCES[4:]": f"{epsilon}, place=1",
-        "DIFFERENCES[:5]": f"{epsilon}, beta=0.999",
+@pytest.mark.parametrize(
+    ("activation", "epsilon"), [("ReLU", 1e-7), ("Softplus", 1e-3)]
+)
+def test_the_first_update_is_that_of_a_plain_step(small_run, activation, epsilon):
+    betas = float(np.float32(0.9)), float(np.float32(0.999))
+    assert line_with(small_run, "β that float32 holds").endswith(f": {betas}")
+    small_run.execute(PLAIN_STEP.replace("ACTIVATION", activation))
+    network = f"{activation.lower()!r}, {epsilon}"
+    size, exact = f"eps={epsilon}", f"betas={betas}"
+    for training, adam in {
+        "keras(0, 1, ('precision', 'rounded β')": f"KerasAdam, {size}, {exact}",
+        "torch(0, 1, EVERYTHING": f"KerasAdam, {size}, {exact}",
+        "torch(0, 1, EVERYTHING - {'size of ε'}": f"KerasAdam, eps=1e-8, {exact}",
+        "torch(0, 1, EVERYTHING - {'place of ε'}": f"torch.optim.Adam, {size}, {exact}",
+        "torch(0, 1, EVERYTHING - {'rounded β'}": f"KerasAdam, {size}",
     }.items():
-        training = f"train_torch(0, 1, {removed}, {network})"
-        assert small_run.value(f"off({training}, {setting})") < 1e-12
+        assert small_run.value(f"off(train_{training}, {network}), {adam})") < 1e-12
 
 
-@pytest.mark.parametrize("number_type", ["float32", "float64"])
-def test_the_control_moves_the_largest_output_weight_by_its_last_bit(
-    small_run, number_type
-):
+def test_the_control_moves_the_largest_output_weight_by_its_last_bit(small_run):
     """At a learning rate of 0 the weights stay as they start."""
-    precision = {"float32": "", "float64": "precision"}[number_type]
-    setting = f"3, 1, ('initial weights', {precision!r}), 'relu', 1e-7"
+    setting = "3, 1, ('initial weights',), 'relu', 1e-7"
     small_run.execute(
         "learning_rate = 0.0\n"
         f"start = train_torch({setting}).weights[0]\n"
         f"moved = train_torch({setting}, one_bit=True).weights[0]\n"
         "learning_rate = 0.001\n"
-        "drawn = build_sequential(3).get_weights()\n"
         "[place] = np.flatnonzero(start != moved)\n"
-        "assert np.all(start == np.concatenate([array.ravel() for array in drawn]))\n"
-        "assert start[place] == drawn[2].max()\n"
-        "assert moved[place] == np.nextafter(start[place], start.dtype.type(0))\n"
-        f"assert start.dtype == {number_type!r}"
+        "assert start[place] == build_sequential(3).get_weights()[2].max()\n"
+        "assert moved[place] == np.nextafter(start[place], np.float32(0))"
     )
+    shown = line_with(small_run, "one bit moved:")
+    assert shown.endswith(": ['-0.25000000', '0.24999999']")
 
 
 # What is shown of planted trainings. The difference of a pair's weights grows tenfold
@@ -197,16 +185,6 @@ ROWS = """
 | relu, ε 1e-07: both | 1e-15 | 1e-06 | 3 | 15 | 24 | 0.9240 | 100.00% / 99.76% |
 | softplus, ε 0.001: both | 4e-15 | 4e-06 | never | 0 | 0 | 0.9240 | 100.00% / 100.00% |
 """
-CURVES = """
-relu, ε 1e-07: bit, float64, 0.8, 1e-05
-relu, ε 1e-07: both, float64, 0.8, 5e-06
-relu, ε 1e-07: bit, float32, 2, 2e-06
-relu, ε 1e-07: both, float32, 2, 1e-06
-relu, ε 0.001: bit, float32, 2, 4e-06
-softplus, ε 1e-07: bit, float32, 2, 6e-06
-softplus, ε 0.001: bit, float32, 2, 8e-06
-softplus, ε 0.001: both, float32, 2, 4e-06
-"""
 
 
 def shortened(text):
@@ -220,23 +198,22 @@ def run_planted(session, change=""):
     return session.execute(f"{PLANT}{change}\n{loop}")
 
 
-def test_the_tables_show_the_differences_of_their_trainings(small_run):
-    text = shortened(markdown(run_planted(small_run)))
-    for row in ROWS.strip().splitlines():
+def test_the_tables_and_the_picture_show_the_differences_of_their_trainings(small_run):
+    text, rows = shortened(markdown(run_planted(small_run))), ROWS.strip().splitlines()
+    for row in rows:
         assert row in text.splitlines()
     assert text.count("weights, epoch 15 | weights, epoch 24 |") == 2
-
-
-def test_the_picture_shows_the_differences_and_float64_in_thin_lines(small_run):
-    run_planted(small_run)
-    lines = small_run.value(
+    found = small_run.value(
         "[f'{axis.get_title()}: {n.get_label()}, {n.get_lw():g}, {n.get_ydata()[24]:.0e}'"
         " for axis in planted['amplifier_figure'].axes for n in axis.lines[1:]]"
     )
-    assert shortened("\n".join(lines)) == CURVES.strip()
+    pairs = list(map(fields, rows[7:]))
+    expected = [f"{pair[0]}, float64, 0.8, {pair[2]}" for pair in pairs[:2]]
+    expected += [f"{pair[0]}, float32, 2, {pair[2]}" for pair in pairs[2:]]
+    assert sorted(map(shortened, found)) == sorted(expected)
 
 
-def test_the_notebook_stops_for_the_smallest_difference(small_run):
+def test_the_notebook_stops_for_a_difference_only_where_it_is_a_mistake(small_run):
     for change, message in {
         "first_update = 1.1e-12": "two computations",
         "functional = 1e-300": "Sequential and Functional differ",
@@ -244,22 +221,14 @@ def test_the_notebook_stops_for_the_smallest_difference(small_run):
         "STARTS['float64'], planted['seeds'] = 15, [7, 2]": "predictions that differ",
         "STARTS['moved'], planted['is_protocol'] = 24, True": "one bit moved: ",
         "STARTS['keras'], planted['is_protocol'] = 24, True": "Keras / PyTorch: ",
+        "first_update, STARTS['float64'] = 0.9e-12, 16": None,
+        "STARTS['float64'], planted['seeds'] = 1, [8, 2]": None,
+        "STARTS['float64'], planted['learning_rate'] = 1, 0.1": None,
+        "STARTS['moved'] = STARTS['keras'] = 24": None,
     }.items():
-        with pytest.raises(CellExecutionError) as stopped:
+        stops = pytest.raises(CellExecutionError, match=message)
+        with stops if message else contextlib.nullcontext():
             run_planted(small_run, change)
-        assert message in stopped.value.evalue
-
-
-def test_the_notebook_goes_on_where_a_difference_is_no_mistake(small_run):
-    for change in [
-        "first_update = 0.9e-12",
-        "STARTS['float64'] = 16",
-        "STARTS['float64'], planted['seeds'] = 1, [8, 2]",
-        "STARTS['float64'], planted['learning_rate'] = 1, 0.1",
-        "STARTS['float64'], planted['batch_size'] = 1, 64",
-        "STARTS['moved'] = STARTS['keras'] = 24",
-    ]:
-        run_planted(small_run, change)
 
 
 def test_the_proof_counts_the_epochs_and_hands_on_the_protocols_last(small_run):
@@ -310,19 +279,18 @@ def test_the_ladder_is_as_the_text_reads_it(full_run):
 
 
 @pytest.mark.full
-def test_two_things_amplify_in_the_protocols_run(full_run):
-    proof = columns(full_run.notebook, PROOF)[f"relu, ε 1e-07: {OTHER}"]
+def test_two_things_amplify_and_the_four_networks_have_learned_alike(full_run):
+    proof = columns(full_run.notebook, "### The proof")[f"relu, ε 1e-07: {OTHER}"]
     assert int(proof[PARTS]) > 15
     rows = columns(full_run.notebook, AMPLIFIERS)
     for pair in (BIT, OTHER):
-        row = rows[f"relu, ε 1e-07: {pair}"]
-        assert int(row[PARTS]) < 6 and 30 < int(row[AT_15]) < 400
+        assert int(rows[f"relu, ε 1e-07: {pair}"][PARTS]) < 6
         assert rows[f"softplus, ε 0.001: {pair}"][PARTS] == "never"
-    row = rows[f"softplus, ε 1e-07: {BIT}"]
-    assert int(row[PARTS]) >= 10 and int(row[AT_24]) > 30
-    losses = [float(row["training loss"]) for row in rows.values()]
+    assert int(rows[f"softplus, ε 1e-07: {BIT}"][PARTS]) >= 10
+    rows = rows.values()
+    losses = [float(row["training loss"]) for row in rows]
     assert max(losses) < 10 * min(losses)
-    text = " / ".join(row["accuracies"] for row in rows.values())
+    text = " / ".join(row["accuracies"] for row in rows)
     accuracies = [float(number) for number in re.findall(r"[\d.]+", text)]
     assert max(accuracies) - min(accuracies) < 1
 
