@@ -47,6 +47,13 @@ def fill(model, keras_model, place, constant):
         parameter.copy_(array)
 
 
+def doubled(module, x):
+    """Twice the input, in two parts that are written in place."""
+    x[:, :3] *= 2
+    x[:, 3:] *= 2
+    return x
+
+
 def next_state(module, x):
     """The last output of a stateful LSTM."""
     steps, state = module.lstm(x, module.state)

@@ -195,10 +195,11 @@ batches = (x, y), (y, y)
 forward pass: codes, after the batch | model(x) | model((x + 1) % 3)
 """)
 case("""no thread: the step changes its batch in place
-ours = L.Rescaling(2.0), L.Dense(3, "softmax")
-theirs = nn.Linear(6, 3),
+ours = L.Rescaling(2.0), L.Dense(6, "relu", name="first"), L.Dense(3, "softmax")
 output = model(x.mul_(2))
-none | x.mul_(2) | x | nn.Linear | Do(lambda m, x: x.mul_(2)), nn.Linear
+none | x.mul_(2) | x | nn.Linear(6, 6) | Do(doubled), nn.Linear(6, 6)
+forward pass: first, after 0 | x.mul_(2) | x | nn.Linear(6, 6), nn.ReLU \
+| Do(doubled), nn.Linear(6, 6), nn.ELU
 """)
 case("""no thread: whole numbers
 ours = L.Rescaling(1 / 255, name="scale"), L.Dense(3, "softmax")
