@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness import cell_with, kernel, under
@@ -47,12 +48,29 @@ def pytest_configure(config):
         os.environ.pop(name, None)
 
 
-@pytest.fixture(scope="session")
-def full_run():
-    """The whole notebook with its own parameters; its kernel has ended."""
+def pytest_collection_modifyitems(items):
+    """What waits for the full run comes last."""
+    items.sort(key=lambda item: "full_run" in item.fixturenames)
+
+
+def run_all():
     with kernel() as session:
         session.run(session.notebook.cells)
-    return session
+        return session
+
+
+@pytest.fixture(scope="session", autouse=True)
+def begun(request):
+    """The full run, beside the other tests from the first on, if any test needs it."""
+    with ThreadPoolExecutor(1) as thread:
+        needed = any("full_run" in item.fixturenames for item in request.session.items)
+        yield thread.submit(run_all) if needed else None
+
+
+@pytest.fixture(scope="session")
+def full_run(begun):
+    """The whole notebook with its own parameters; its kernel has ended."""
+    return begun.result()
 
 
 @pytest.fixture(scope="session")
