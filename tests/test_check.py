@@ -154,13 +154,16 @@ theirs = nn.Linear(6, 8), nn.BatchNorm1d(8, 1e-3, 0.01), nn.BatchNorm1d(8, 1e-9,
 0.01), nn.Linear(8, 3)
 forward pass: Keras [16, 3], PyTorch [16, 3]; in training mode | 1e-3 | 1e-5
 """)
-case("""features that the loop computes without gradients
-ours = L.Dense(6, name="base", trainable=False), L.ReLU(), L.Dense(3, "softmax", \
+case("""features that the loop computes without gradients, and logits for its loss
+ours = L.Dense(6, name="base", trainable=False), L.ReLU(), L.Dense(1, "sigmoid", \
 name="head")
-theirs = nn.Linear(6, 6), nn.Linear(6, 3)
+theirs = nn.Linear(6, 6), nn.Linear(6, 1)
 output = model[1](features(model, x))
 their_by = torch.optim.SGD(model[1].parameters(), 0.1)
-forward pass: head, after your loop | , nn.Linear(6, 3) | , nn.Sequential(nn.Tanh(), nn.Linear(6, 3))
+loss = "binary_crossentropy"
+their_loss = F.binary_cross_entropy_with_logits(z, y)
+data = X, (X[:, :1] > 0.2) * 1.0
+forward pass: head, after your loop | , nn.Linear(6, 1) | , nn.Sequential(nn.Tanh(), nn.Linear(6, 1))
 """)
 case("""InceptionV3 of keras.applications and of torchvision: no γ in Keras
 ours = L.Dense(6), L.LayerNormalization(scale=False, epsilon=1e-5), \
