@@ -93,6 +93,8 @@ none | 6, "relu" | 6, "relu", trainable=False | SGD(model | SGD(model[2]
 first update | parameters(), 0.1 | parameters(), 0.1001
 none | optimizer.step() | optimizer.step(), optimizer.zero_grad()
 none | optimizer.step() | [p.data.sub_(0.1 * p.grad) for p in model.parameters()]
+gradient | optimizer.step() | [p.data.sub_(0.1 * p.grad) for p in model.parameters()] \
+| loss.backward() | (2 * loss).backward()
 none | model(x) | model(x) @ torch.eye(3)
 none | model = nn | model = LAST["built"] = nn | model(x) | LAST["built"](x)
 none | optimizers.SGD(0.1) | optimizers.LossScaleOptimizer(optimizers.SGD(0.1))
