@@ -113,3 +113,26 @@ class Subclassed(keras.Model):
     def call(self, x):
         hidden = self.returns_its_input(self.first(x) * self.between)
         return self.second(hidden) * self.behind
+
+
+class TwoParts(keras.Model):
+    """An encoder and a decoder that its own train_step calls one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = keras.Sequential(), keras.Sequential()
+        for layer in (keras.Input((6,)), L.Dense(4, "tanh", name="code")):
+            self.encoder.add(layer)
+        for layer in (keras.Input((4,)), L.Dense(3, name="out")):
+            self.decoder.add(layer)
+
+    def call(self, x):
+        return self.decoder(self.encoder(x))
+
+    def train_step(self, batch):
+        with check["tf"].GradientTape() as tape:
+            outputs = self.decoder(self.encoder(batch[0]))
+            loss = keras.ops.mean((outputs - batch[1]) ** 2)
+        gradients = tape.gradient(loss, [w.value for w in self.trainable_weights])
+        self.optimizer.apply(gradients, self.trainable_weights)
+        return {"loss": loss}

@@ -304,6 +304,14 @@ forward pass: second, after 0 | , nn | , nn.Tanh(), nn
 forward pass: before second; what stands between | Subclassed() | Subclassed(between=2)
 forward pass: in own, behind its layers | Subclassed() | Subclassed(behind=2)
 """)
+case("""no thread: parts of a model that its own train_step calls
+model = TwoParts()
+theirs = nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)
+loss = "mse"
+their_loss = F.mse_loss(z, y)
+data = X, X[:, :3]
+forward pass: code, after the batch | nn.Tanh() | nn.Sigmoid()
+""")
 case("""no thread: a port that shares its memory with arrays of the reader's
 ours = L.Normalization(mean=MEAN, variance=np.ones(6)), L.Dense(6, use_bias=False)
 theirs = Do(lambda m, x: (x - m.mean) @ m.weight.T, \
