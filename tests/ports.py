@@ -40,11 +40,10 @@ def frozen(module, name):
 
 def fill(model, keras_model, place, constant):
     """Keras's trained weights in order, with a constant at one place between them."""
-    arrays = [torch.from_numpy(w.numpy().T) for w in keras_model.trainable_weights]
     parameters = list(model.parameters())
     parameters.pop(place).fill_(constant)
-    for parameter, array in zip(parameters, arrays, strict=True):
-        parameter.copy_(array)
+    for parameter, w in zip(parameters, keras_model.trainable_weights, strict=True):
+        parameter.copy_(torch.from_numpy(w.numpy().T))
 
 
 def doubled(module, x):
@@ -92,8 +91,8 @@ def siamese():
 
 def functional():
     """Two inputs to one block, two outputs; PyTorch does three layers in one step."""
-    layers = [L.Dense(6, name="inner"), L.Rescaling(1.0, 3.0), L.ReLU(6)]
-    block = keras.Sequential([*layers, L.Rescaling(1 / 6)], name="block")
+    sigmoid = L.Rescaling(1.0, 3.0), L.ReLU(6), L.Rescaling(1 / 6)
+    block = keras.Sequential([L.Dense(6, name="inner"), *sigmoid], name="block")
     x = [keras.Input((6,)), keras.Input((6,))]
     one, two = block(x[0]), block(x[1])
     both = L.Add(name="add")([one, two])
@@ -120,11 +119,8 @@ class TwoParts(keras.Model):
 
     def __init__(self):
         super().__init__()
-        self.encoder, self.decoder = keras.Sequential(), keras.Sequential()
-        for layer in (keras.Input((6,)), L.Dense(4, "tanh", name="code")):
-            self.encoder.add(layer)
-        for layer in (keras.Input((4,)), L.Dense(3, name="out")):
-            self.decoder.add(layer)
+        self.encoder = keras.Sequential([L.Dense(4, "tanh", name="code")])
+        self.decoder = keras.Sequential([L.Dense(3, name="out")])
 
     def call(self, x):
         return self.decoder(self.encoder(x))

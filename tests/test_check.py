@@ -33,7 +33,7 @@ port = build_keras, build_pytorch, {loop}, {batches}
 options = dict({options})
 """
 PLAIN = """
-ours = L.Dense(6, "relu"), L.Dense(3, "softmax")
+ours = L.Dense(6, "relu", name="first"), L.Dense(3, "softmax")
 theirs = nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)
 model = keras.Sequential([keras.Input(batch_shape=x.shape), *layers])
 by = optimizers.SGD(0.1)
@@ -98,7 +98,12 @@ gradient | optimizer.step() | [p.data.sub_(0.1 * p.grad) for p in model.paramete
 none | model(x) | model(x) @ torch.eye(3)
 none | model = nn | model = LAST["built"] = nn | model(x) | LAST["built"](x)
 none | optimizers.SGD(0.1) | optimizers.LossScaleOptimizer(optimizers.SGD(0.1))
-none | L.Dense(6, "relu") | BASE
+none | L.Dense(6, "relu", name="first") | BASE
+none | L.D | L.Rescaling(2.0), L.D | model(x) | model(x.mul_(2))
+none | L.D | L.Rescaling(2.0), L.D | nn.L | Do(doubled), nn.L
+forward pass: first, after 0 | L.D | L.Rescaling(2.0), L.D | nn.L | Do(doubled), nn.L \
+| nn.ReLU | nn.ELU
+forward pass: first, after the batch | nn.ReLU | nn.LeakyReLU | X, Y | 1000 * X, Y
 """)
 case("""https://discuss.pytorch.org/t/160720
 ours = L.Dense(1)
@@ -111,16 +116,6 @@ data = X, T
 loss: Keras | 6, 1) | 6, 1), nn.Flatten(0)
 none | 6, 1) | 6, 1), nn.Flatten(0) | -1, 1), y | -1, 1), y[:, 0]
 mae | F.l1_loss(z, y) | F.l1_loss(z, y) / 2
-""")
-case("""a question of Stack Overflow, retold at php.cn/faq/1588581.html
-ours = L.Dense(1, "sigmoid")
-theirs = nn.Linear(6, 1)
-loss = "binary_crossentropy"
-their_loss = F.binary_cross_entropy_with_logits(z, y)
-metrics = ["accuracy"]
-values = "accuracy": ((z > 0) == (y > 0.5)).double().mean()
-data = X, (X[:, :1] > 0.2) * 1.0
-loss: Keras | 6, 1) | 6, 1), nn.Sigmoid()
 """)
 case("""https://discuss.pytorch.org/t/184306 and pytorch/pytorch/issues/8644 of GitHub
 ours = L.Conv2D(3, 3), L.AveragePooling2D(3, 1, "same", name="pool"), L.Flatten(), \
@@ -156,7 +151,7 @@ theirs = nn.Linear(6, 8), nn.BatchNorm1d(8, 1e-3, 0.01), nn.BatchNorm1d(8, 1e-9,
 0.01), nn.Linear(8, 3)
 forward pass: Keras [16, 3], PyTorch [16, 3]; in training mode | 1e-3 | 1e-5
 """)
-case("""features that the loop computes without gradients, and logits for its loss
+case("""features without gradients; a question of Stack Overflow, php.cn/faq/1588581.html
 ours = L.Dense(6, name="base", trainable=False), L.ReLU(), L.Dense(1, "sigmoid", \
 name="head")
 theirs = nn.Linear(6, 6), nn.Linear(6, 1)
@@ -166,6 +161,7 @@ loss = "binary_crossentropy"
 their_loss = F.binary_cross_entropy_with_logits(z, y)
 data = X, (X[:, :1] > 0.2) * 1.0
 forward pass: head, after your loop | , nn.Linear(6, 1) | , nn.Sequential(nn.Tanh(), nn.Linear(6, 1))
+loss: Keras | , nn.Linear(6, 1) | , nn.Sequential(nn.Linear(6, 1), nn.Sigmoid())
 """)
 case("""InceptionV3 of keras.applications and of torchvision: no γ in Keras
 ours = L.Dense(6), L.LayerNormalization(scale=False, epsilon=1e-5), \
@@ -186,25 +182,14 @@ loss: Keras | + 0.01 * model[0].weight.square().sum() |
 forward pass: leaky, after 0 | LeakyReLU(0.3) | LeakyReLU()
 forward pass: maps, after 1 | nn.Conv2d(4 | nn.Tanh(), nn.Conv2d(4
 """)
-case("""no thread: an embedding of an unlucky name
-ours = L.Embedding(6, 6, name="kernel"), L.Dense(3, "softmax")
-theirs = nn.Embedding(6, 6), nn.Linear(6, 3)
-data = np.arange(16) % 6, Y
-batches = (x, y), (x, y)
-""")
 case("""no thread: rows of 0 and 1 in Keras, through a layer that does nothing; tokens
 ours = L.Dropout(0.0), L.Dense(6, use_bias=False, name="codes"), L.Dense(3, "softmax")
 theirs = nn.Embedding(3, 6), nn.Linear(6, 3)
 data = np.eye(3)[Y], Y
 batches = (x, y), (y, y)
 forward pass: codes, after the batch | model(x) | model((x + 1) % 3)
-""")
-case("""no thread: the step changes its batch in place
-ours = L.Rescaling(2.0), L.Dense(6, "relu", name="first"), L.Dense(3, "softmax")
-output = model(x.mul_(2))
-none | x.mul_(2) | x | nn.Linear(6, 6) | Do(doubled), nn.Linear(6, 6)
-forward pass: first, after 0 | x.mul_(2) | x | nn.Linear(6, 6), nn.ReLU \
-| Do(doubled), nn.Linear(6, 6), nn.ELU
+none | Dense(6, use_bias=False, name="codes" | Embedding(6, 6, name="kernel" \
+| np.eye(3)[Y], Y | Y, Y | nn.Embedding(3, | nn.Embedding(6,
 """)
 case("""no thread: whole numbers
 ours = L.Rescaling(1 / 255, name="scale"), L.Dense(3, "softmax")
@@ -233,11 +218,6 @@ ours = L.Dense(6), L.Softmax(name="shares"), L.Dense(3, "softmax")
 theirs = nn.Linear(6, 6), nn.Softmax(1), nn.Linear(6, 3)
 data = 2e-4 * X, Y
 forward pass: shares, after 0 | nn.Softmax(1) | nn.LeakyReLU(0.5), nn.Softmax(1)
-""")
-case("""no thread: outputs that are nearly 0 and 1
-ours = L.Dense(6, "relu", name="first"), L.Dense(3, "softmax")
-data = 1000 * X, Y
-forward pass: first, after the batch | nn.ReLU() | nn.LeakyReLU(0.001)
 """)
 case("""e-com-net.com/article/1602482873162563584.htm, class weights, label smoothing
 loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
@@ -368,7 +348,7 @@ make a new model | return model | return model.fit(x, y, verbose=0).model
 make a new model | keras, build_pytorch | keras, lambda same=build_pytorch(): same
 must compile | model.compile( | model.name or model.compile(
 float32 | model.compile( | model = keras.models.clone_model(FLOAT32); model.compile(
-float32 | L.Dense(6, "relu") | FLOAT32.layers[0]
+float32 | L.Dense(6, "relu", name="first") | FLOAT32.layers[0]
 kernel [6, 3] is not PyTorch's 2.weight [4, 6] | nn.Linear(6, 3) | nn.Linear(6, 4)
 4 and 3 weights | nn.Linear(6, 3) | nn.Linear(6, 3, bias=False)
 leaves out ['0.bias', '2. | options = dict(**{} | options = dict(copy_weights=lambda ours, model: model[0].weight.zero_()

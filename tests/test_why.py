@@ -53,8 +53,8 @@ def test_the_draws_depend_on_the_seed_alone(small_run, framework):
         f"weights, orders = draw({framework!r}, 0, 1)"
     )
     weight, first = small_run.value("[weights[0][0, 0], str(orders[0][:5])]")
-    expected = f"{framework}: first hidden weight {weight:+.4f}, first images {first}"
-    assert line_with(small_run, f"{framework}: first hidden") == expected
+    line = line_with(small_run, f"{framework}: first hidden weight {weight:+.4f}")
+    assert line.endswith(f", first images {first}")
 
 
 def test_with_nothing_removed_the_first_epoch_is_the_sections(small_run):
