@@ -73,8 +73,8 @@ images right, PyTorch {accuracy["PyTorch"]} %.
 With five seeds a difference is {verdict}:
 a share of {p} of all deals
 none of 10,000 predictions differs after any of the {agreeing} epochs
-last bit ends in {bit[AT_15]} other predictions after 15 epochs
-and the other framework in {other[AT_15]}.
+change at all, ends in {bit[AT_15]} other predictions after 15 epochs
+changing the framework ends in {other[AT_15]}.
 steps smaller, none differs after any of {together} epochs
 no prediction differs after any of its {agreeing} epochs
 predictions differ from epoch {bit[PARTS]} on for one moved bit

@@ -162,8 +162,8 @@ def test_a_row_says_what_was_planted_and_is_what_fit_gives(short_run):
         "test = evaluate_sequential(model, x_test, y_test)"
     )
     shown = columns(short_run.notebook, "### The mistakes")["sum for mean"]
-    assert shown["instead of"] == "`entropy(logits, y)`"
-    assert shown["stands"] == '`entropy(logits, y, reduction="sum")`'
+    assert shown["right code"] == "`entropy(logits, y)`"
+    assert shown["replaced by"] == '`entropy(logits, y, reduction="sum")`'
     assert shown["caught at"] == "loss"
     loss = short_run.value("logs['loss'][0]")
     assert float(shown["training loss"]) == pytest.approx(loss, rel=0.03)

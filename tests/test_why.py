@@ -267,7 +267,7 @@ def test_the_ladder_is_as_the_text_reads_it(full_run):
     assert max(numbers(smaller, update)) < 1e-4 * min(numbers(larger, update))
     assert min(numbers(smaller, epoch)) > 0.1 * max(numbers(larger, epoch))
     assert max(numbers("rounded β", update)) < 1e-13
-    assert numbers("rounded β", "differing predictions") == [0]
+    assert numbers("rounded β", "predictions, 1 epoch") == [0]
 
 
 @pytest.mark.full
