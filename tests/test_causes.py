@@ -288,8 +288,7 @@ def test_the_defaults_of_optimizers():
             assert text == (a if a == b else f"**{a} / {b}**"), name
 
 
-def test_the_formulas_of_rmsprop_adagrad_and_nadam():
-    assert "RMSprop and Adagrad add ε inside the square root in Keras" in OPTIMIZERS
+def test_rmsprop_and_adagrad_add_epsilon_inside_the_root_in_keras():
     for name, ours, theirs in (("RMSprop", 0.1, 0.01), ("Adagrad", 1.1, 1)):
         weight, other = keras.Variable(0.0), nn.Parameter(tensor(0.0))
         getattr(optimizers, name)(1.0, epsilon=3).apply([tf.constant(1.0)], [weight])
@@ -297,12 +296,14 @@ def test_the_formulas_of_rmsprop_adagrad_and_nadam():
         getattr(torch.optim, name)([other], lr=1, eps=3).step()
         assert near(weight, -1 / math.sqrt(ours + 3))
         assert near(other, -1 / (math.sqrt(theirs) + 3))
-    assert "has Keras's formula with `momentum_decay=1`" in OPTIMIZERS
-    weight, other = keras.Variable(0.0), nn.Parameter(tensor(0.0))
-    nadam = torch.optim.NAdam([other], lr=0.1, momentum_decay=1)
-    optimizer = optimizers.Nadam(0.1)
-    for gradient in (1.0, -0.5):
-        optimizer.apply([tf.constant(gradient)], [weight])
-        other.grad = tensor(gradient)
-        nadam.step()
-    assert near(other, weight)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch is older")
+def test_muon_multiplies_the_step_of_a_kernel():
+    kernel, gradient = keras.Variable(np.zeros((64, 16))), random(64, 16)
+    optimizers.Muon(0.1, weight_decay=0).apply([tf.constant(gradient)], [kernel])
+    for option, factor in {None: 0.2 * math.sqrt(64), "match_rms_adamw": 1}.items():
+        other = nn.Parameter(torch.zeros(16, 64))
+        other.grad = tensor(gradient.T.copy())
+        torch.optim.Muon([other], 0.1, weight_decay=0, adjust_lr_fn=option).step()
+        assert near(np.linalg.norm(kernel), factor * other.detach().norm(), 0.01)

@@ -96,6 +96,8 @@ none | optimizer.step() | [p.data.sub_(0.1 * p.grad) for p in model.parameters()
 gradient | optimizer.step() | [p.data.sub_(0.1 * p.grad) for p in model.parameters()] \
 | loss.backward() | (2 * loss).backward()
 none | model(x) | model(x) @ torch.eye(3)
+none | SGD(0.1) | Nadam(0.1) | SGD(model.p | NAdam(momentum_decay=1, eps=1e-7, lr=0.1, params=model.p \
+| parameters(), 0.1) | parameters())
 none | model = nn | model = LAST["built"] = nn | model(x) | LAST["built"](x)
 none | optimizers.SGD(0.1) | optimizers.LossScaleOptimizer(optimizers.SGD(0.1))
 none | L.Dense(6, "relu", name="first") | BASE

@@ -77,7 +77,8 @@ def run_planted(session, keras=KERAS, pytorch=PYTORCH, change=""):
 
 # Right answers of Keras and of PyTorch, and what section 7 says of them. Where all of
 # one framework are above all of the other, only this way to deal out the names and its
-# mirror image are as extreme: 2 of 20 for three runs each, 2 of 70 for four.
+# mirror image are as extreme: 2 of 20 for three runs each, 2 of 70 for four. For nine,
+# the real way and 20,000 random ones count; all 48,620 ways give p = 0.043.
 CASES = """
 [9785] | [9765] | -0.20 | 1 from 2 | -inf to +inf | not shown
 [9785] * 3 | [9700] * 3 | -0.85 | 0.1 from 20 | -inf to +inf | not shown
@@ -85,6 +86,7 @@ CASES = """
 range(700, 704) | range(710, 714) | +0.10 | 0.029 from 70 | +0.07 to +0.13 | shown
 KERAS | PYTORCH | -0.17 | 0.21 from 252 | -0.46 to +0.12 | not shown
 range(700, 708) | range(705, 713) | +0.05 | 0.0025 from 12,870 | +0.03 to +0.07 | shown
+range(700, 709) | range(703, 712) | +0.03 | 0.044 from 20,001 | +0.01 to +0.05 | shown
 """
 
 
@@ -94,13 +96,6 @@ def test_p_and_the_interval_are_those_of_counting_every_way(small_run):
         text = printed(run_planted(small_run, eval(keras), eval(pytorch)))
         assert f"Keras: {difference} points of test accuracy, p = {p} ways\n" in text
         assert f" {interval} points: a difference is {verdict}\n" in text
-
-
-def test_with_nine_seeds_the_real_way_and_20000_random_ones_are_counted(small_run):
-    """All 48,620 ways give p = 0.043."""
-    keras, pytorch = range(9700, 9790, 10), range(9730, 9820, 10)
-    text = printed(run_planted(small_run, keras, pytorch))
-    assert re.search(r"p = 0\.0[34]\d? from 20,001 ways", text)
 
 
 def test_what_is_counted_over_the_seeds_and_which_digits_are_shown(small_run):
