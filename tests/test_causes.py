@@ -300,7 +300,7 @@ def test_rmsprop_and_adagrad_add_epsilon_inside_the_root_in_keras():
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch is older")
 def test_muon_multiplies_the_step_of_a_kernel():
-    kernel, gradient = keras.Variable(np.zeros((64, 16))), random(64, 16)
+    gradient, kernel = random(64, 16), keras.Variable(np.zeros((64, 16), "float32"))
     optimizers.Muon(0.1, weight_decay=0).apply([tf.constant(gradient)], [kernel])
     for option, factor in {None: 0.2 * math.sqrt(64), "match_rms_adamw": 1}.items():
         other = nn.Parameter(torch.zeros(16, 64))

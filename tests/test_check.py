@@ -91,6 +91,8 @@ loss | loss.item() | float('nan')
 gradient | 6, "relu" | 6, "relu", trainable=False
 none | 6, "relu" | 6, "relu", trainable=False | SGD(model | SGD(model[2]
 first update | parameters(), 0.1 | parameters(), 0.1001
+none | SGD(0.1) | SGD(0.1, global_clipnorm=0.1) | loss.backward() | loss.backward(), \
+nn.utils.clip_grad_norm_(model.parameters(), 0.1)
 none | optimizer.step() | optimizer.step(), optimizer.zero_grad()
 none | optimizer.step() | [p.data.sub_(0.1 * p.grad) for p in model.parameters()]
 gradient | optimizer.step() | [p.data.sub_(0.1 * p.grad) for p in model.parameters()] \
@@ -125,7 +127,7 @@ L.Dense(3, "softmax", name="digits")
 theirs = nn.Conv2d(2, 3, 3), nn.AvgPool2d(3, 1, 1, count_include_pad=False), \
 Do(lambda m, x: x.movedim(1, 3)), nn.Flatten(), nn.Linear(48, 3)
 data = IMAGES, Y
-forward pass: digits, after 1 | x.movedim(1, 3) | x
+forward pass: digits, after 1; its kernel is in 4.weight | x.movedim(1, 3) | x
 forward pass: pool, after 0 | , count_include_pad=False |
 """)
 case("""https://github.com/keras-team/keras/issues/13543, slopes and kernels in order
@@ -192,6 +194,14 @@ batches = (x, y), (y, y)
 forward pass: codes, after the batch | model(x) | model((x + 1) % 3)
 none | Dense(6, use_bias=False, name="codes" | Embedding(6, 6, name="kernel" \
 | np.eye(3)[Y], Y | Y, Y | nn.Embedding(3, | nn.Embedding(6,
+""")
+case("""no thread: padding that PyTorch does not skip
+ours = L.Embedding(3, 6, mask_zero=True), L.GlobalAveragePooling1D(name="mean"), \
+L.Dense(3, "softmax")
+theirs = nn.Embedding(3, 6), Do(lambda m, x: x.mean(1)), nn.Linear(6, 3)
+data = 1 + np.arange(64).reshape(16, 4) % 2, Y
+batches = (x, y), (x, y)
+forward pass: mean, after 0; padded steps count | 1 + np | np
 """)
 case("""no thread: whole numbers
 ours = L.Rescaling(1 / 255, name="scale"), L.Dense(3, "softmax")
