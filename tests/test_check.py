@@ -201,7 +201,16 @@ L.Dense(3, "softmax")
 theirs = nn.Embedding(3, 6), Do(lambda m, x: x.mean(1)), nn.Linear(6, 3)
 data = 1 + np.arange(64).reshape(16, 4) % 2, Y
 batches = (x, y), (x, y)
-forward pass: mean, after 0; padded steps count | 1 + np | np
+forward pass: mean, after 0; or a layer behind it: padded | 1 + np | np
+""")
+case("""no thread: padded steps in the output, which the loss leaves out
+ours = L.Embedding(3, 6, mask_zero=True), L.Dense(3, "softmax")
+theirs = Do(lambda m, x: m.b(m.a(x)) * (x > 0)[..., None], a=nn.Embedding(3, 6), \
+b=nn.Linear(6, 3)),
+their_loss = F.cross_entropy(z[x > 0], y[x > 0])
+data = np.arange(64).reshape(16, 4) % 3, np.arange(64).reshape(16, 4) % 3
+batches = (x, y), (x, y)
+loss: Keras | z[x > 0], y[x > 0] | z.movedim(2, 1), y
 """)
 case("""no thread: whole numbers
 ours = L.Rescaling(1 / 255, name="scale"), L.Dense(3, "softmax")
