@@ -8,11 +8,18 @@ from harness import cell_with, kernel, under
 
 # What tests compute in the kernel in their own way; the figures are kept for them.
 HELPERS = '''
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
-shown_figures = []
-plt.close = shown_figures.append
+shown_figures, save = [], Figure.savefig
+
+
+def keep_and_save(figure, *args, **options):
+    shown_figures.append(figure)
+    return save(figure, *args, **options)
+
+
+Figure.savefig = keep_and_save
 
 
 def weights_of(model):
