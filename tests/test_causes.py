@@ -139,6 +139,8 @@ def test_the_slopes_and_normalizations_of_layers():
     assert layers.LeakyReLU().negative_slope == 0.3
     assert near(layers.Activation("leaky_relu")(tf.constant(-1.0)), -0.2)
     assert nn.LeakyReLU().negative_slope == 0.01
+    gelu = nn.GELU()(tensor(1.0))
+    assert near(layers.Activation("gelu")(tf.constant(1.0)), gelu, 1e-6)
     for layer in (layers.LayerNormalization(), layers.GroupNormalization()):
         assert layer.epsilon == 1e-3
     for layer in (nn.LayerNorm(1), nn.GroupNorm(1, 1), nn.BatchNorm1d(1)):

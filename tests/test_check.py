@@ -127,7 +127,7 @@ L.Dense(3, "softmax", name="digits")
 theirs = nn.Conv2d(2, 3, 3), nn.AvgPool2d(3, 1, 1, count_include_pad=False), \
 Do(lambda m, x: x.movedim(1, 3)), nn.Flatten(), nn.Linear(48, 3)
 data = IMAGES, Y
-forward pass: digits, after 1; its kernel is in 4.weight | x.movedim(1, 3) | x
+forward pass: digits, after 1; its kernel's numbers are in 4.weight | x.movedim(1, 3) | x
 forward pass: pool, after 0 | , count_include_pad=False |
 """)
 case("""https://github.com/keras-team/keras/issues/13543, slopes and kernels in order
