@@ -75,7 +75,7 @@ a share of {p} of all deals
 none of 10,000 predictions differs after any of the {agreeing} epochs
 change at all, ends in {bit[AT_15]} other predictions after 15 epochs
 changing the framework ends in {other[AT_15]}.
-steps smaller, none differs after any of {together} epochs
+smaller steps, none differs after any of {together} epochs
 no prediction differs after any of its {agreeing} epochs
 predictions differ from epoch {bit[PARTS]} on for one moved bit
 and from epoch {other[PARTS]} on for the other framework

@@ -275,10 +275,10 @@ def test_two_things_amplify_and_the_four_networks_have_learned_alike(full_run):
     proof = columns(full_run.notebook, "### The proof")[f"relu, ε 1e-07: {OTHER}"]
     assert int(proof[PARTS]) > 15
     rows = columns(full_run.notebook, AMPLIFIERS)
+    late = int(rows[f"softplus, ε 1e-07: {BIT}"][PARTS])
     for pair in (BIT, OTHER):
-        assert int(rows[f"relu, ε 1e-07: {pair}"][PARTS]) < 6
+        assert int(rows[f"relu, ε 1e-07: {pair}"][PARTS]) < late - 5
         assert rows[f"softplus, ε 0.001: {pair}"][PARTS] == "never"
-    assert int(rows[f"softplus, ε 1e-07: {BIT}"][PARTS]) >= 10
     rows = rows.values()
     losses = [float(row["training loss"]) for row in rows]
     assert max(losses) < 10 * min(losses)
