@@ -146,7 +146,7 @@ def plant_keras(seed, epochs, removed, activation, epsilon, build=build_sequenti
 def plant_torch(seed, epochs, removed, activation, epsilon, one_bit=False):
     if epochs == 1:
         size = 1 + sum(DIFFERENCES.index(name) + 1 for name in removed)
-        training = plant(1, [size / 1000, size * (1 + seed) / 100], 99, 0)
+        training = plant(1, size * (1 + seed) * np.array([0.001, 0.01]), 99, 0)
         training.predictions[1, : size + seed] += 1
         return training
     name = activation + " large" * (epsilon == 1e-3)
@@ -163,13 +163,13 @@ def plant_torch(seed, epochs, removed, activation, epsilon, one_bit=False):
 planted = globals() | {"train_keras": plant_keras, "train_torch": plant_torch}
 """
 ROWS = """
-| nothing | 0.001 | 0.01 to 0.04 | 1 to 4 |  |
-| + initial weights | 0.002 | 0.02 to 0.08 | 2 to 5 | 21 to 24 |
-| + order of images | 0.004 | 0.04 to 0.2 | 4 to 7 | 20 to 23 |
-| + size of ε | 0.007 | 0.07 to 0.3 | 7 to 10 | 19 to 22 |
-| + place of ε | 0.01 | 0.1 to 0.4 | 11 to 14 | 18 to 21 |
-| + precision | 0.02 | 0.2 to 0.6 | 16 to 19 | 17 to 20 |
-| + rounded β | 0.02 | 0.2 to 0.9 | 22 to 25 | 16 to 19 |
+| nothing | 0.001 to 0.004 | 0.01 to 0.04 | 1 to 4 |  |
+| + initial weights | 0.002 to 0.008 | 0.02 to 0.08 | 2 to 5 | 21 to 24 |
+| + order of images | 0.004 to 0.02 | 0.04 to 0.2 | 4 to 7 | 20 to 23 |
+| + size of ε | 0.007 to 0.03 | 0.07 to 0.3 | 7 to 10 | 19 to 22 |
+| + place of ε | 0.01 to 0.04 | 0.1 to 0.4 | 11 to 14 | 18 to 21 |
+| + precision | 0.02 to 0.06 | 0.2 to 0.6 | 16 to 19 | 17 to 20 |
+| + rounded β | 0.02 to 0.09 | 0.2 to 0.9 | 22 to 25 | 16 to 19 |
 | relu, ε 1e-07: bit | 1e-14 | 1e-05 | 17 | 0 | 24 | 0.5240 | 99.76% / 100.00% |
 | relu, ε 1e-07: both | 5e-15 | 5e-06 | 17 | 0 | 24 | 0.9240 | 100.00% / 99.76% |
 | relu, ε 1e-07: bit | 2e-15 | 2e-06 | 3 | 15 | 24 | 0.1240 | 99.76% / 100.00% |
