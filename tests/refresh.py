@@ -16,7 +16,7 @@ PICTURE = harness.ROOT / ".github" / "amplifiers.png"
 RESULTS, AMPLIFIERS = "### The shared results table", "### The two amplifiers"
 BIT, OTHER = "PyTorch / PyTorch, one bit moved", "Keras / PyTorch"
 PARTS = "predictions differ from epoch"
-AT_15, AT_24 = "predictions, epoch 15", "predictions, epoch 24"
+THEN = "predictions then"
 
 
 def substitute(pattern, replacement, text):
@@ -73,14 +73,14 @@ images right, PyTorch {accuracy["PyTorch"]} %.
 With five seeds a difference is {verdict}:
 a share of {p} of all deals
 none of 10,000 predictions differs after any of the {agreeing} epochs
-change at all, ends in {bit[AT_15]} other predictions after 15 epochs
-changing the framework ends in {other[AT_15]}.
+change at all, ends in {bit[THEN]} other predictions after 15 epochs
+changing the framework ends in {other[THEN]}.
 smaller steps, none differs after any of {together} epochs
 no prediction differs after any of its {agreeing} epochs
 predictions differ from epoch {bit[PARTS]} on for one moved bit
 and from epoch {other[PARTS]} on for the other framework
-after 15 epochs {bit[AT_15]} and {other[AT_15]} do.
-no prediction before epoch {softplus[PARTS]}, and {softplus[AT_24]} by epoch 24.
+after 15 epochs {bit[THEN]} and {other[THEN]} do.
+no prediction before epoch {softplus[PARTS]}, and {softplus[THEN]} by epoch 24.
 ReLU parts at epoch {proof[PARTS]} between
 no prediction differs after any of {together} epochs
 run {estimate[0]} × {estimate[1]} × 1e-6
