@@ -66,7 +66,7 @@ def missing_sentences():
     bit, other = (pairs[f"relu, ε 1e-07: {name}"] for name in (BIT, OTHER))
     softplus = pairs[f"softplus, ε 1e-07: {BIT}"]
     smooth = [pairs[f"softplus, ε 0.001: {name}"][PARTS] for name in (BIT, OTHER)]
-    together = "24" if smooth == ["never", "never"] else "fewer"
+    together = "22" if smooth == ["never", "never"] else "fewer"
     in_notebook = f"""
 Keras got {accuracy["Keras Sequential"]} % of the
 images right, PyTorch {accuracy["PyTorch"]} %.
@@ -80,7 +80,7 @@ no prediction differs after any of its {agreeing} epochs
 predictions differ from epoch {bit[PARTS]} on for one moved bit
 and from epoch {other[PARTS]} on for the other framework
 after 15 epochs {bit[THEN]} and {other[THEN]} do.
-no prediction before epoch {softplus[PARTS]}, and {softplus[THEN]} by epoch 24.
+no prediction before epoch {softplus[PARTS]}, and {softplus[THEN]} by epoch 22.
 ReLU parts at epoch {proof[PARTS]} between
 no prediction differs after any of {together} epochs
 run {estimate[0]} × {estimate[1]} × 1e-6

@@ -157,7 +157,7 @@ def test_a_row_says_what_was_planted_and_is_what_fit_gives(short_run):
         "model = right_port()[0]()\n"
         "summed = keras.losses.SparseCategoricalCrossentropy(reduction='sum')\n"
         "model.compile(model.optimizer, summed, metrics=['accuracy'])\n"
-        "x, y = x_train[epoch_order], y_train[epoch_order]\n"
+        "x, y = x_train[image_order], y_train[image_order]\n"
         "logs = model.fit(x, y, batch_size=32, shuffle=False, verbose=0).history\n"
         "test = evaluate_sequential(model, x_test, y_test)"
     )
