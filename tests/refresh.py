@@ -15,8 +15,8 @@ from harness import NOTEBOOK, README, columns, committed, table_under, under
 PICTURE = harness.ROOT / ".github" / "amplifiers.png"
 RESULTS, AMPLIFIERS = "### The shared results table", "### The two amplifiers"
 BIT, OTHER = "PyTorch / PyTorch, one bit moved", "Keras / PyTorch"
-PARTS = "predictions differ from epoch"
-THEN = "predictions then"
+PARTS = "first epoch with differing predictions"
+THEN = "differing predictions then"
 
 
 def substitute(pattern, replacement, text):
@@ -58,15 +58,16 @@ def missing_sentences():
     output = harness.printed(*harness.code_cells(notebook.cells))
     [p] = re.findall(r"p = (\S+) from", output)
     [verdict] = re.findall(r"a difference is (.*)", output)
-    [agreeing] = re.findall(r"no prediction differs after (\d+) of 15", output)
-    [estimate] = re.findall(r"(\S+) hidden inputs .* at zero (\S+)", output)
+    [agreeing] = re.findall(r"a differing prediction: (\d+) of the first 15", output)
+    [estimate] = re.findall(r"(\S+) inputs of ReLU .* at zero (\S+)", output)
+    ladder = columns(notebook, "### The ladder")["+ precision"]
     results, pairs = columns(notebook, RESULTS), columns(notebook, AMPLIFIERS)
     accuracy = {api: row["test accuracy"].split()[0] for api, row in results.items()}
     proof = columns(notebook, "### The proof")[f"relu, ε 1e-07: {OTHER}"]
     bit, other = (pairs[f"relu, ε 1e-07: {name}"] for name in (BIT, OTHER))
     softplus = pairs[f"softplus, ε 1e-07: {BIT}"]
     smooth = [pairs[f"softplus, ε 0.001: {name}"][PARTS] for name in (BIT, OTHER)]
-    together = "22" if smooth == ["never", "never"] else "fewer"
+    together = "22" if smooth == ["none", "none"] else "fewer"
     in_notebook = f"""
 Keras got {accuracy["Keras Sequential"]} % of the
 images right, PyTorch {accuracy["PyTorch"]} %.
@@ -74,11 +75,13 @@ With five seeds a difference is {verdict}:
 a share of {p} of all deals
 none of 10,000 predictions differs after any of the {agreeing} epochs
 change at all, ends in {bit[THEN]} other predictions after 15 epochs
-changing the framework ends in {other[THEN]}.
-smaller steps, none differs after any of {together} epochs
+changing the framework, all else equal, ends in {other[THEN]}.
+smaller, none differs after any of {together} epochs
 no prediction differs after any of its {agreeing} epochs
-predictions differ from epoch {bit[PARTS]} on for one moved bit
-and from epoch {other[PARTS]} on for the other framework
+leaves {ladder["weight difference, 1 update"]} in some weight after one update
+and {ladder["weight difference, 1 epoch"]} after an epoch
+predictions first differ after epoch {bit[PARTS]} for one moved bit
+and after epoch {other[PARTS]} for the other framework
 after 15 epochs {bit[THEN]} and {other[THEN]} do.
 no prediction before epoch {softplus[PARTS]}, and {softplus[THEN]} by epoch 22.
 ReLU parts at epoch {proof[PARTS]} between

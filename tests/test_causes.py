@@ -21,7 +21,7 @@ WORDS = """
 Adam's ε | 1e-7, … before the bias | 1e-8, … after the bias
 weight decay | rate · λw from w, … adds 2λw | `Adam` adds λw … takes rate · λw
 shapes | most metrics make … subclass and a metric | (n, n); … only warns; … refuse
-what goes | take probabilities, unless | take logits, … log-prob … `BCELoss` takes prob
+what goes | take probabilities, unless … clip other … 1e-7 | take logits, … log-prob … `BCELoss` takes prob
 batch | axis; … 0.99, … 1e-3; … over n; … its run | 1; … 0.1, … 1e-5; … n − 1; … still
 initial | 6/(fan_in + fan_out)), biases 0; … ±0.05 | 1/fan_in), biases too; … deviation 1
 layout | (h, w, in, out); images (n, h, w, c) | (out, in, h, w); (n, c, h, w)
@@ -82,6 +82,9 @@ def test_what_goes_into_the_loss_and_the_axis_of_the_classes():
     p, expected = z.softmax(dim=1), nn.CrossEntropyLoss()(z, y)
     several, binary = losses.SparseCategoricalCrossentropy, losses.BinaryCrossentropy
     assert near(several(from_logits=True)(y, z), expected)
+    saturated = layers.Softmax()(tf.constant([[0.0, 100.0]]))
+    assert near(several()(np.array([0]), saturated), 100)
+    assert near(several()(np.array([0]), saturated + 0.0), -math.log(1e-7))
     assert near(binary(from_logits=True)(y, z[:, 1] - z[:, 0]), expected)
     assert near(nn.NLLLoss()(p.log(), y), expected)
     assert near(nn.BCELoss()(p[:, 1], y.float()), expected)

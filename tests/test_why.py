@@ -183,14 +183,14 @@ ROWS = """
 | + place of ε | 0.01 to 0.04 | 0.1 to 0.4 | 11 to 14 | 18 to 21 |
 | + precision | 0.02 to 0.06 | 0.2 to 0.6 | 16 to 19 | 17 to 20 |
 | + rounded β | 0.02 to 0.09 | 0.2 to 0.9 | 22 to 25 | 16 to 19 |
-| relu, ε 1e-07: bit | 17 | 22 | 22 | 1e-07 | 0.5220 | 99.78% / 100.00% |
-| relu, ε 1e-07: both | 17 | 22 | 22 | 5e-08 | 0.9220 | 100.00% / 99.78% |
-| relu, ε 1e-07: bit | 3 | 15 | 15 | 2e-15 | 0.1150 | 99.85% / 100.00% |
-| relu, ε 0.001: bit | 5 | 15 | 15 | 4e-15 | 0.2150 | 99.85% / 100.00% |
-| softplus, ε 1e-07: bit | 18 | 22 | 22 | 6e-08 | 0.3220 | 99.78% / 100.00% |
-| softplus, ε 0.001: bit | never | 22 | 0 | 8e-08 | 0.4220 | 100.00% / 100.00% |
-| relu, ε 1e-07: both | 3 | 15 | 15 | 1e-15 | 0.9150 | 100.00% / 99.85% |
-| softplus, ε 0.001: both | never | 22 | 0 | 4e-08 | 0.9220 | 100.00% / 100.00% |
+| relu, ε 1e-07: bit | 17 | 22 | 22 | 1e-07 | 0.5220 |
+| relu, ε 1e-07: both | 17 | 22 | 22 | 5e-08 | 0.9220 |
+| relu, ε 1e-07: bit | 3 | 15 | 15 | 2e-15 | 0.1150 |
+| relu, ε 0.001: bit | 5 | 15 | 15 | 4e-15 | 0.2150 |
+| softplus, ε 1e-07: bit | 18 | 22 | 22 | 6e-08 | 0.3220 |
+| softplus, ε 0.001: bit | none | 22 | 0 | 8e-08 | 0.4220 |
+| relu, ε 1e-07: both | 3 | 15 | 15 | 1e-15 | 0.9150 |
+| softplus, ε 0.001: both | none | 22 | 0 | 4e-08 | 0.9220 |
 """
 
 
@@ -224,13 +224,11 @@ def test_the_tables_and_the_picture_show_the_differences_of_their_trainings(smal
 def test_the_notebook_stops_for_a_difference_only_where_it_is_a_mistake(small_run):
     for change, message in {
         "first_update = 1.1e-12": "two computations",
-        "STARTS['float64'] = 15": "predictions that differ",
-        "STARTS['float64'], planted['seeds'] = 15, [7, 2]": "predictions that differ",
+        "STARTS['float64'], planted['is_protocol'] = 15, True": "that differ: ",
         "STARTS['moved'], planted['is_protocol'] = 22, True": "one bit moved: ",
         "STARTS['keras'], planted['is_protocol'] = 22, True": "Keras / PyTorch: ",
-        "first_update, STARTS['float64'] = 0.9e-12, 16": None,
-        "STARTS['float64'], planted['seeds'] = 1, [8, 2]": None,
-        "STARTS['float64'], planted['learning_rate'] = 1, 0.1": None,
+        "first_update, planted['is_protocol'] = 0.9e-12, True": None,
+        "STARTS['float64'] = 1": None,
         "STARTS['moved'] = STARTS['keras'] = 22": None,
     }.items():
         stops = pytest.raises(CellExecutionError, match=message)
@@ -239,18 +237,16 @@ def test_the_notebook_stops_for_a_difference_only_where_it_is_a_mistake(small_ru
 
 
 def test_the_proof_counts_the_epochs_and_hands_on_the_protocols_last(small_run):
-    cell = run_planted(small_run, "STARTS['float64'], planted['batch_size'] = 14, 64")
-    text = (
-        "no prediction differs after 13 of 15 epochs, after the last no weight by more"
-    )
-    assert f"{text} than 5e-15\n" in printed(cell)
+    text = printed(run_planted(small_run, "STARTS['float64'] = 14"))
+    assert "epochs without a differing prediction: 13 of the first 15\n" in text
+    assert "largest weight difference after epoch 15: 5e-15\n" in text
     assert small_run.value("planted['aligned_differing']") == {"PyTorch": 15}
 
 
-def test_the_density_is_that_of_the_hidden_inputs_near_zero(small_run):
+def test_the_density_is_that_of_the_inputs_of_relu_near_zero(small_run):
     inputs = "pytorch_run.model.hidden(torch.from_numpy(x_train)).detach().numpy()"
     near = small_run.value(f"np.sum(abs({inputs}) < 0.01)")
-    text = f"128,000 hidden inputs in an epoch, density at zero {near / 2560:.2f}\n"
+    text = f"128,000 inputs of ReLU in an epoch, density at zero {near / 2560:.2f}\n"
     assert text in printed(run_planted(small_run))
 
 
@@ -267,8 +263,8 @@ def test_at_a_high_learning_rate_rounding_parts_pytorch_from_itself(short_run):
 @pytest.mark.full
 def test_the_ladder_is_as_the_text_reads_it(full_run):
     rows = columns(full_run.notebook, LADDER)
-    update, epoch = "weights, 1 update", "weights, 1 epoch"
-    alone = "only this put back: predictions"
+    update, epoch = "weight difference, 1 update", "weight difference, 1 epoch"
+    alone = "differing predictions, only this put back"
 
     def numbers(row, column):
         return [float(number) for number in rows[f"+ {row}"][column].split(" to ")]
@@ -276,29 +272,23 @@ def test_the_ladder_is_as_the_text_reads_it(full_run):
     drawn = numbers("initial weights", alone) + numbers("order of images", alone)
     for name in ("size of ε", "place of ε", "precision", "rounded β"):
         assert max(numbers(name, alone)) < min(drawn)
-    # Below "order of images" the size of ε is left, below "precision" only a rounded β.
-    larger, smaller = "order of images", "precision"
-    assert max(numbers(smaller, update)) < 1e-4 * min(numbers(larger, update))
-    assert min(numbers(smaller, epoch)) > 0.1 * max(numbers(larger, epoch))
+    # In the row "precision" only a rounded β is left.
+    assert min(numbers("precision", epoch)) > 100 * 1563 * max(
+        numbers("precision", update)
+    )
     assert max(numbers("rounded β", update)) < 1e-13
-    assert numbers("rounded β", "predictions, 1 epoch") == [0]
+    assert numbers("rounded β", "differing predictions, 1 epoch") == [0]
 
 
 @pytest.mark.full
-def test_two_things_amplify_and_the_four_networks_have_learned_alike(full_run):
+def test_two_things_amplify(full_run):
     proof = columns(full_run.notebook, "### The proof")[f"relu, ε 1e-07: {OTHER}"]
     assert int(proof[PARTS]) > 15
     rows = columns(full_run.notebook, AMPLIFIERS)
     late = int(rows[f"softplus, ε 1e-07: {BIT}"][PARTS])
     for pair in (BIT, OTHER):
         assert int(rows[f"relu, ε 1e-07: {pair}"][PARTS]) < late - 5
-        assert rows[f"softplus, ε 0.001: {pair}"][PARTS] == "never"
-    rows = rows.values()
-    losses = [float(row["training loss then"]) for row in rows]
-    assert max(losses) < 10 * min(losses)
-    text = " / ".join(row["accuracies then"] for row in rows)
-    accuracies = [float(number) for number in re.findall(r"[\d.]+", text)]
-    assert max(accuracies) - min(accuracies) < 1
+        assert rows[f"softplus, ε 0.001: {pair}"][PARTS] == "none"
 
 
 @pytest.mark.full
@@ -322,14 +312,16 @@ def test_float64_with_a_large_epsilon_stays_together(short_run):
 
 
 @pytest.mark.full
-def test_a_smaller_learning_rate_does_not_amplify(short_run):
-    """Down to the training loss at which the protocol's rate has parted."""
+@pytest.mark.parametrize("rate, epsilon, epochs", [(2e-4, 1e-7, 60), (0.001, 1e-3, 30)])
+def test_smaller_steps_stay_together_down_to_the_loss_of_parting(
+    short_run, rate, epsilon, epochs
+):
     short_run.execute(
         "parted = one_bit_pair(0, 22, IN_FLOAT32, 'softplus', 1e-7)\n"
         "loss = parted[0].losses[np.flatnonzero(prediction_gaps(parted))[0]]\n"
-        "learning_rate = 2e-4\n"
-        # The cache holds no other training of 60 epochs.
-        "together = one_bit_pair(0, 60, IN_FLOAT32, 'softplus', 1e-7)\n"
+        f"learning_rate = {rate}\n"
+        # The cache holds no other training of so many epochs.
+        f"together = one_bit_pair(0, {epochs}, IN_FLOAT32, 'softplus', {epsilon})\n"
         "learning_rate = 0.001\n"
         "assert not prediction_gaps(together).any()\n"
         "assert together[0].losses[-1] < loss"
