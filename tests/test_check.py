@@ -212,11 +212,13 @@ data = np.arange(64).reshape(16, 4) % 3, np.arange(64).reshape(16, 4) % 3
 batches = (x, y), (x, y)
 loss: Keras | z[x > 0], y[x > 0] | z.movedim(2, 1), y
 """)
-case("""no thread: whole numbers
+case("""no thread: whole numbers; a sigmoid that stands in the loop
 ours = L.Rescaling(1 / 255, name="scale"), L.Dense(3, "softmax")
 theirs = Do(lambda m, x: x / 255), nn.Linear(6, 3)
 data = np.arange(96).reshape(16, 6), Y
 forward pass: scale, after the batch | x / 255 | x / 256
+none | "softmax" | "sigmoid" | "sparse_categorical_crossentropy" | "mse" | cross_entropy(\
+z, y) | mse_loss(z.sigmoid(), y) | 6), Y | 6), np.eye(3)[Y]
 """)
 case("""no thread: a mask among the outputs, which hides all else in a sum
 ours = L.Dense(6, "relu", name="first"), L.Dense(3), L.Lambda(lambda z: z + MASK)
