@@ -365,6 +365,14 @@ def test_adam_does_not_magnify_a_constant_that_keras_rounds():
     assert found["gradient"].difference > 1e-10 > found["first update"].difference
 
 
+def test_the_second_update_counts_from_the_weights_before_it():
+    """PyTorch makes none."""
+    stop = "optimizer.step(), optimizer.param_groups[0].update(lr=0)"
+    found = run(source("optimizer.step()", stop))
+    assert found["first update"].difference < 1e-6
+    assert found["second update"].difference == 1
+
+
 REFUSED = """
 A batch is (x, y) | (np.moveaxis(x, -1, 1), y) | x
 make a new model | return model | return model.fit(x, y, verbose=0).model
