@@ -84,6 +84,12 @@ def test_with_nothing_removed_the_first_epoch_is_the_sections(small_run, name):
     assert line_with(small_run, f"{name}: training loss").endswith(f" {rest:.4f}")
 
 
+def test_every_epoch_has_its_own_order(small_run):
+    """Those that PyTorch draws are those of its section, in all epochs."""
+    trained = "train_torch(0, 15, (), 'relu', 1e-7).predictions[14]"
+    assert small_run.value(f"np.array_equal({trained}, pytorch_predictions)")
+
+
 PLAIN_STEP = """
 EVERYTHING = frozenset(DIFFERENCES)
 
