@@ -1,12 +1,10 @@
 """The check, and what the ports of test_check are made of."""
 
 import numpy as np
-from harness import cell_with, committed
+from harness import executed
 
-check = {"__name__": "copied"}
-exec(cell_with(committed(), "def check_port(").source, check)
-exec(cell_with(committed(), "class KerasAdam(").source, check)
-keras, torch, KerasAdam = check["keras"], check["torch"], check["KerasAdam"]
+check = executed("def check_port(", "class KerasAdam(")
+keras, torch, KerasAdam = check.keras, check.torch, check.KerasAdam
 L, optimizers, nn, F = keras.layers, keras.optimizers, torch.nn, torch.nn.functional
 
 random = np.random.default_rng(0)
@@ -60,33 +58,10 @@ def next_state(module, x):
     return steps[:, -1]
 
 
-def every_second(share):
-    """A loop that makes one update for every two batches."""
-    steps = []
-
-    def train_step(model, optimizer, x, y):
-        loss = F.cross_entropy(model(x), y)
-        (share * loss).backward()
-        steps.append(loss)
-        if len(steps) % 2 == 0:
-            optimizer.step()
-            optimizer.zero_grad()
-        return {"loss": loss.item()}
-
-    return train_step
-
-
 @torch.no_grad()
 def features(model, x):
     """What the frozen part of a model makes of its input."""
     return model[0](x).relu()
-
-
-def siamese():
-    """The product of one network's codes of two inputs."""
-    code = [keras.Input((6,)), L.Dense(4, "tanh", name="code")]
-    net, x = keras.Sequential(code, name="net"), keras.Input((6,))
-    return keras.Model(x, L.Dot(1)([net(x), net(L.Rescaling(-1.0)(x))]))
 
 
 def functional():
@@ -114,21 +89,14 @@ class Subclassed(keras.Model):
         return self.second(hidden) * self.behind
 
 
-class TwoParts(keras.Model):
-    """An encoder and a decoder that its own train_step calls one after the other."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = keras.Sequential([L.Dense(4, "tanh", name="code")])
-        self.decoder = keras.Sequential([L.Dense(3, name="out")])
-
-    def call(self, x):
-        return self.decoder(self.encoder(x))
+class OwnStep(Subclassed):
+    """The same, but its train_step calls the layers one after the other."""
 
     def train_step(self, batch):
-        with check["tf"].GradientTape() as tape:
-            outputs = self.decoder(self.encoder(batch[0]))
+        weights = self.trainable_weights
+        with check.tf.GradientTape() as tape:
+            outputs = self.second(self.first(batch[0]))
             loss = keras.ops.mean((outputs - batch[1]) ** 2)
-        gradients = tape.gradient(loss, [w.value for w in self.trainable_weights])
-        self.optimizer.apply(gradients, self.trainable_weights)
+        gradients = tape.gradient(loss, [weight.value for weight in weights])
+        self.optimizer.apply(gradients, weights)
         return {"loss": loss}

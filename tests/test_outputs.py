@@ -26,9 +26,7 @@ def numbers(notebook, number, start):
     return [[float(n) for n in re.findall(r"\d+\.?\d*", line)] for line in lines]
 
 
-def test_a_run_says_which_versions_and_parameters_it_has_and_how_long_it_took(
-    short_run,
-):
+def test_a_run_says_its_versions_its_parameters_and_its_minutes(short_run):
     versions, parameters = text_of(short_run.notebook, 1).splitlines()
     for name, version in ast.literal_eval(versions).items():
         installed = importlib.metadata.version(name).split("+")[0]
@@ -81,9 +79,7 @@ def test_an_epoch_has_every_image_once_in_a_new_order_of_all(short_run, api):
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_epochs_1_2_every_fifth_and_the_last_are_printed_from_the_history(
-    small_run, api
-):
+def test_epochs_1_2_every_fifth_and_the_last_are_printed(small_run, api):
     history = small_run.value(f"{api}_run.history")
     metrics = [history[n] for n in ("loss", "accuracy", "val_loss", "val_accuracy")]
     rows = np.transpose([range(1, 16), *metrics])
@@ -92,9 +88,7 @@ def test_epochs_1_2_every_fifth_and_the_last_are_printed_from_the_history(
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_parameters_losses_accuracies_and_predictions_are_those_of_the_model(
-    small_run, api
-):
+def test_what_is_shown_of_a_model_is_computed_with_its_weights(small_run, api):
     text, model = text_of(small_run.notebook, APIS[api]), f"{api}_run.model"
     assert "\n101,770 parameters\n" in f"\n{text}"
     epsilon = "1e-08" if api == "pytorch" else "1e-07"
