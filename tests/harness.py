@@ -112,6 +112,11 @@ class Session:
             self.notebook.cells.remove(cell)
         return cell
 
+    def run_in(self, names, cells):
+        """Execute cells under the names in a dict of the kernel's, as one cell."""
+        sources = [cell.source for cell in code_cells(cells)]
+        return self.execute(f"for source in {sources}:\n    exec(source, {names})")
+
     def value(self, expression):
         """A value from the kernel; arrays become lists."""
         dumped = f"json.dumps({expression}, default=lambda array: array.tolist())"

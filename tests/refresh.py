@@ -66,8 +66,7 @@ def missing_sentences():
     proof = columns(notebook, "### The proof")[f"relu, ε 1e-07: {OTHER}"]
     bit, other = (pairs[f"relu, ε 1e-07: {name}"] for name in (BIT, OTHER))
     softplus = pairs[f"softplus, ε 1e-07: {BIT}"]
-    smooth = [pairs[f"softplus, ε 0.001: {name}"][PARTS] for name in (BIT, OTHER)]
-    together = "22" if smooth == ["none", "none"] else "fewer"
+    together = pairs[f"softplus, ε 0.001: {OTHER}"]["last epoch"]
     in_notebook = f"""
 Keras got {accuracy["Keras Sequential"]} % of the
 images right, PyTorch {accuracy["PyTorch"]} %.
@@ -76,8 +75,8 @@ a share of {p} of all deals
 none of 10,000 predictions differs after any of the {agreeing} epochs
 change at all, ends in {bit[THEN]} other predictions after 15 epochs
 changing the framework, all else equal, ends in {other[THEN]}.
-smaller, none differs after any of {together} epochs
 no prediction differs after any of its {agreeing} epochs
+smaller, none differs after any of {together} epochs
 leaves {ladder["weight difference, 1 update"]} in some weight after one update
 and {ladder["weight difference, 1 epoch"]} after an epoch
 predictions first differ after epoch {bit[PARTS]} for one moved bit

@@ -264,32 +264,29 @@ def test_the_gradient_of_a_token_twice_in_a_batch():
         assert near(*first_steps(name, 1.0, -2.0)), name
 
 
+# PyTorch's Muon is younger than the oldest version that the notebook takes.
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="no Muon")
+
+
+@needs_muon
 def test_the_defaults_of_optimizers():
-    options = {
-        "learning rate": "lr|learning_rate",
-        "momentum": "momentum",
-        "ρ or β": "rho|alpha|betas|(adam_)?beta_[12]",
-        "ε": "eps|epsilon",
-        "accumulator": "initial_accumulator_value",
-        "weight decay": "weight_decay",
-    }
+    # What the options of each column are called.
+    options = ["lr|learning_rate", "momentum", "rho|alpha|betas|(adam_)?beta_[12]"]
+    options += ["eps|epsilon", "initial_accumulator_value", "weight_decay"]
 
     def shown(defaults, pattern):
         values = [defaults[key] or 0 for key in defaults if re.fullmatch(pattern, key)]
         texts = [f"{value:.6g}" for value in np.ravel(values)]
         return ", ".join(texts).replace("e-0", "e-") or "–"
 
-    [_, *header], _, *rows = map(fields, table(OPTIMIZERS))
+    rows = table(OPTIMIZERS)[2:]
     assert len(rows) == 9
-    for name, *texts in rows:
-        # PyTorch's Muon is younger than the oldest version that the notebook takes.
-        other = getattr(torch.optim, name.replace("Na", "NA"), None)
-        if name == "Muon" and other is None:
-            continue
+    for name, *texts in map(fields, rows):
         ours = getattr(optimizers, name)().get_config()
+        other = getattr(torch.optim, name.replace("Na", "NA"))
         theirs = other([nn.Parameter(torch.zeros(2, 2))]).defaults
-        for option, text in zip(header, texts, strict=True):
-            a, b = (shown(defaults, options[option]) for defaults in (ours, theirs))
+        for option, text in zip(options, texts, strict=True):
+            a, b = (shown(defaults, option) for defaults in (ours, theirs))
             assert text == (a if a == b else f"**{a} / {b}**"), name
 
 
@@ -303,7 +300,7 @@ def test_rmsprop_and_adagrad_add_epsilon_inside_the_root_in_keras():
         assert near(other, -1 / (math.sqrt(theirs) + 3))
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch is older")
+@needs_muon
 def test_muon_multiplies_the_step_of_a_kernel():
     gradient, kernel = random(64, 16), keras.Variable(np.zeros((64, 16), "float32"))
     optimizers.Muon(0.1, weight_decay=0).apply([tf.constant(gradient)], [kernel])

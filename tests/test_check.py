@@ -1,12 +1,111 @@
-"""Section 8's check on ports between Keras and PyTorch, most of which failed in public.
+"""Section 8's check on ports between Keras and PyTorch, many of which failed in public.
 
 A case says its source, what differs from a plain classifier, and mistakes: the step at
 which one must show, perhaps with the layer, a text of the port, and what replaces it.
 """
 
-import ports
+import numpy as np
 import pytest
-from ports import check, keras, np, torch
+from harness import executed
+
+check = executed("def check_port(", "class KerasAdam(")
+keras, torch, KerasAdam = check.keras, check.torch, check.KerasAdam
+L, optimizers, nn, F = keras.layers, keras.optimizers, torch.nn, torch.nn.functional
+
+random = np.random.default_rng(0)
+X, T, Y = random.normal(size=(16, 6)), random.normal(size=(16, 1)), np.arange(16) % 3
+MEAN, START = random.normal(size=6), random.normal(size=(6, 6))
+IMAGES = random.normal(size=(16, 6, 6, 2)).astype("float32")
+MASK, LAST = np.array([0, 0, -1e9]), {}
+BASE = L.Dense(6, "relu", dtype="float64")
+BASE.build((None, 6))
+FLOAT32 = keras.Sequential([keras.Input((6,)), L.Dense(6, "relu"), L.Dense(3)])
+
+
+class Do(nn.Module):
+    """A function of a module and its input; the module has these parts and a state."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function, self.state = function, None
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def frozen(module, name):
+    """The module, one parameter of which is not trained."""
+    getattr(module, name).requires_grad_(False)
+    return module
+
+
+def fill(model, keras_model, place, constant):
+    """Keras's trained weights in order, with a constant at one place between them."""
+    parameters = list(model.parameters())
+    parameters.pop(place).fill_(constant)
+    for parameter, w in zip(parameters, keras_model.trainable_weights, strict=True):
+        parameter.copy_(torch.from_numpy(w.numpy().T))
+
+
+def doubled(module, x):
+    """Twice the input, in two parts that are written in place."""
+    x[:, :3] *= 2
+    x[:, 3:] *= 2
+    return x
+
+
+def next_state(module, x):
+    """The last output of a stateful LSTM."""
+    steps, state = module.lstm(x, module.state)
+    module.state = [numbers.detach() for numbers in state]
+    return steps[:, -1]
+
+
+@torch.no_grad()
+def features(model, x):
+    """What the frozen part of a model makes of its input."""
+    return model[0](x).relu()
+
+
+def functional():
+    """Two inputs to one block, two outputs; PyTorch does three layers in one step."""
+    sigmoid = L.Rescaling(1.0, 3.0), L.ReLU(6), L.Rescaling(1 / 6)
+    block = keras.Sequential([L.Dense(6, name="inner"), *sigmoid], name="block")
+    x = [keras.Input((6,)), keras.Input((6,))]
+    one, two = block(x[0]), block(x[1])
+    both = L.Add(name="add")([one, two])
+    outputs = [L.Dense(1, name="first")(one), L.Dense(1, name="last")(both)]
+    return keras.Model(x, outputs)
+
+
+class Subclassed(keras.Model):
+    """Two layers, and what the model computes between and behind them itself."""
+
+    def __init__(self, between=1, behind=1):
+        super().__init__(name="own")
+        self.first, self.second = L.Dense(6, name="first"), L.Dense(3, name="second")
+        self.between, self.behind = between, behind
+        self.returns_its_input = L.Dropout(0.0)
+
+    def call(self, x):
+        hidden = self.returns_its_input(self.first(x) * self.between)
+        return self.second(hidden) * self.behind
+
+
+class OwnStep(Subclassed):
+    """The same, but its train_step calls the layers one after the other."""
+
+    def train_step(self, batch):
+        weights = self.trainable_weights
+        with check.tf.GradientTape() as tape:
+            outputs = self.second(self.first(batch[0]))
+            loss = keras.ops.mean((outputs - batch[1]) ** 2)
+        gradients = tape.gradient(loss, [weight.value for weight in weights])
+        self.optimizer.apply(gradients, weights)
+        return {"loss": loss}
+
 
 PORT = """
 def build_keras():
@@ -29,7 +128,7 @@ def train_step(model, optimizer, x, y, weights=None):
     return {{"loss": loss.item(), {values}}}
 
 x, y = {data}
-port = build_keras, build_pytorch, {loop}, {batches}
+port = build_keras, build_pytorch, train_step, {batches}
 options = dict({options})
 """
 PLAIN = """
@@ -43,7 +142,6 @@ loss = "sparse_categorical_crossentropy"
 their_loss = F.cross_entropy(z, y)
 metrics = []
 values = **{}
-loop = train_step
 data = X, Y
 batches = (x, y), (np.moveaxis(x, -1, 1), y)
 options = **{}
@@ -64,7 +162,7 @@ def source(*changes, parts=()):
 
 
 def run(text):
-    names = vars(ports).copy()
+    names = globals().copy()
     exec(text, names)
     return check.check_port(*names["port"], **names["options"])
 
@@ -260,18 +358,18 @@ forward pass: first, after the batch | Subclassed() | OwnStep() | nn.L | Do(lamb
 @pytest.fixture(autouse=True)
 def nothing_of_the_reader_is_changed():
     """After a right port, a wrong one and an exception."""
-    arrays = [ports.X, ports.T, ports.Y, ports.MEAN, ports.START, ports.IMAGES]
+    arrays = [X, T, Y, MEAN, START, IMAGES]
 
     def settings():
         types = keras.config.floatx(), keras.config.dtype_policy().name
         return *types, torch.get_default_dtype(), keras.Operation.__call__
 
     before, kept = settings(), [array.copy() for array in arrays]
-    weights = ports.BASE.get_weights()
+    weights = BASE.get_weights()
     yield
     assert settings() == before
     assert all(map(np.array_equal, kept, arrays))
-    assert all(map(np.array_equal, weights, ports.BASE.get_weights()))
+    assert all(map(np.array_equal, weights, BASE.get_weights()))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -20,11 +20,8 @@ SIGNS, POWERS = random.choice([-1, 1], (10, 2, 6)), random.uniform(-9, 0, (10, 2
 GRADIENTS = SIGNS * 10.0**POWERS
 # Keras rounds β to float32, which holds these exactly.
 BETAS, RATE = (0.875, 0.9990234375), 2**-7
-
-
-def absent(parameter, t):
-    """The second parameter has no gradient in two updates."""
-    return parameter == 1 and t in (2, 3)
+# In these updates the second parameter has no gradient.
+ABSENT = 2, 3
 
 
 def keras_run(rate=RATE, **options):
@@ -34,8 +31,8 @@ def keras_run(rate=RATE, **options):
         optimizer = keras.optimizers.Adam(rate, *BETAS, **options)
         moved = []
         for t, gradients in enumerate(GRADIENTS):
-            held = [None if absent(i, t) else tf.constant(gradients[i]) for i in (0, 1)]
-            optimizer.apply(held, variables)
+            second = None if t in ABSENT else tf.constant(gradients[1])
+            optimizer.apply([tf.constant(gradients[0]), second], variables)
             moved.append([variable.numpy() for variable in variables])
     return np.array(moved)
 
@@ -51,8 +48,8 @@ def torch_run(second=None, **options):
             state = copy.deepcopy(optimizer.state_dict())
             optimizer = KerasAdam(groups)
             optimizer.load_state_dict(state)
-        for i, parameter in enumerate(parameters):
-            parameter.grad = None if absent(i, t) else torch.tensor(gradients[i])
+        parameters[0].grad = torch.tensor(gradients[0])
+        parameters[1].grad = None if t in ABSENT else torch.tensor(gradients[1])
         optimizer.step()
         moved.append([parameter.detach().numpy().copy() for parameter in parameters])
     return np.array(moved)

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from harness import code_cells, markdown, printed, section, table
+from harness import markdown, printed, section, table
 from nbclient.exceptions import CellExecutionError
 
 # The right answers, of 10,000, of one training for each seed.
@@ -49,8 +49,6 @@ def turns(function, number, repeat):
 figures, images, fastest = [], [], [1.0, 0.5, 0.25, 0.8, 0.6, 0.4]
 timeit.repeat = turns
 planted = globals() | {
-    "x_train": x_train[:1000],
-    "y_train": y_train[:1000],
     "epochs": 6,
     "seeds": [*range(10, 10 + len(KERAS))],
     "show": lambda figure, caption: figures.append(figure),
@@ -63,16 +61,10 @@ plant("pytorch", PYTORCH, 2, 2)
 """
 
 
-def run_section(session, number):
-    """Execute a section under the planted names; returns the cell."""
-    sources = [cell.source for cell in code_cells(section(session.notebook, number))]
-    return session.execute(f"for source in {sources}:\n    exec(source, planted)")
-
-
 def run_planted(session, keras=KERAS, pytorch=PYTORCH, change=""):
-    """Execute section 7 after these trainings."""
+    """Execute section 7 after these trainings; returns a cell with its outputs."""
     session.execute(f"KERAS, PYTORCH = {[*keras]}, {[*pytorch]}\n{PLANT}{change}")
-    return run_section(session, 7)
+    return session.run_in("planted", section(session.notebook, 7))
 
 
 # Right answers of Keras and of PyTorch, and what section 7 says of them. Where all of
@@ -161,7 +153,8 @@ def test_sequential_and_functional_that_differ_stop_the_notebook(small_run):
 
 def test_means_deviations_medians_rates_and_the_fastest_turns(small_run):
     run_planted(small_run)
-    speed, results = markdown(run_section(small_run, 10)).split("**Results")
+    shown = small_run.run_in("planted", section(small_run.notebook, 10))
+    speed, results = markdown(shown).split("**Results")
     assert [line.split(" | ", 1)[1] for line in table(speed)[2:]] == [
         "1.00 | 1,000 | 1.0 |",
         "0.50 | 2,000 | 2.0 |",
@@ -181,5 +174,6 @@ def test_means_deviations_medians_rates_and_the_fastest_turns(small_run):
 def test_one_seed_has_no_deviation_and_no_pair_of_seeds(small_run):
     cell = run_planted(small_run, KERAS[:1], PYTORCH[:1])
     assert re.search("answered differently: Keras/PyTorch 235(?![ ,])", printed(cell))
-    text = markdown(run_section(small_run, 10))
-    assert "| 97.85 % (n = 1) | 0.1000 | 101,770 | 10.0 | 600 | 0 | – |\n" in text
+    shown = small_run.run_in("planted", section(small_run.notebook, 10))
+    row = "| 97.85 % (n = 1) | 0.1000 | 101,770 | 10.0 | 600 | 0 | – |\n"
+    assert row in markdown(shown)

@@ -5,10 +5,8 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -42,23 +40,21 @@ def test_archives_load_or_are_refused_by_name(tmp_path, monkeypatch):
         load_mnist(folder, train=True)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
+# Several times, because Python may be where it drops an interrupt.
+INTERRUPTS = """
+import _thread, threading
+timers = [threading.Timer(4 * n, _thread.interrupt_main) for n in range(1, 9)]
+for timer in timers:
+    timer.start()
+"""
+
+
 def test_an_interrupted_cell_of_section_9_goes_on_where_it_stopped(small_run):
     training = "train_keras({}, {}, ('precision', 'rounded β'), 'relu', 1e-7)"
-    small_run.execute(f"before = {training.format(0, 24)}")
-    kernel_process, ended = small_run.value("os.getpid()"), threading.Event()
-
-    def interrupt():
-        # Again and again, because Python may be where it drops one.
-        while not ended.wait(4):
-            os.kill(kernel_process, signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    try:
-        with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
-            small_run.execute(training.format(4, 10_000))
-    finally:
-        ended.set()
+    small_run.execute(f"before = {training.format(0, 24)}\n{INTERRUPTS}")
+    with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
+        small_run.execute(training.format(4, 10_000))
+    small_run.execute("for timer in timers:\n    timer.cancel()")
     # What was done is kept, and nothing of what was begun is in the next training.
     assert small_run.value(f"{training.format(0, 24)} is before")
     small_run.execute(f"train_keras.cache_clear()\nagain = {training.format(0, 24)}")
