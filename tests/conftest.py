@@ -4,7 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness import cell_with, kernel, under
+from harness import cell_with, kernel, run_all, under
 
 # What tests compute in the kernel in their own way; figures are kept, and not drawn.
 HELPERS = '''
@@ -46,12 +46,6 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "full_run" in item.fixturenames)
 
 
-def run_all():
-    with kernel() as session:
-        session.run(session.notebook.cells)
-        return session
-
-
 @pytest.fixture(scope="session", autouse=True)
 def begun(request):
     """The full run, beside the other tests from the first on, if any test needs it."""
@@ -87,7 +81,7 @@ def small_run():
     with kernel(MNIST_EPOCHS="15", MNIST_SEEDS="0 3") as session:
         session.execute(HELPERS)
         session.run_sections(1, 2)
-        # With all validation images zeros, no network scores alike on them and on tests.
+        # With only zeros to validate, no network scores alike on them and on tests.
         session.execute(
             "x_train, y_train = x_train[:1000], y_train[:1000]\n"
             "x_val, y_val = x_val[y_val == 0], y_val[y_val == 0]\n"

@@ -123,16 +123,18 @@ class Session:
         return json.loads(printed(self.execute(f"import json\nprint({dumped})")))
 
 
-def new_client(notebook):
-    """An nbclient for the notebook."""
-    options = {"timeout": 3600, "record_timing": False, "coalesce_streams": True}
-    resources = {"metadata": {"path": str(ROOT)}}
-    return NotebookClient(notebook, resources=resources, **options)
-
-
 @contextlib.contextmanager
 def kernel(**environment):
     """A Session in a fresh kernel, with some environment variables set."""
-    client = new_client(committed())
+    options = {"timeout": 3600, "record_timing": False, "coalesce_streams": True}
+    resources = {"metadata": {"path": str(ROOT)}}
+    client = NotebookClient(committed(), resources=resources, **options)
     with client.setup_kernel(env=os.environ | environment):
         yield Session(client)
+
+
+def run_all():
+    """The Session after the whole notebook with its own parameters."""
+    with kernel() as session:
+        session.run(session.notebook.cells)
+        return session

@@ -103,9 +103,7 @@ after every one of {together} epochs
 
 if __name__ == "__main__":
     if "--readme-only" not in sys.argv:
-        executed = committed()
-        harness.new_client(executed).execute()
-        nbformat.write(executed, NOTEBOOK)
+        nbformat.write(harness.run_all().notebook, NOTEBOOK)
     text = refreshed(README.read_text(encoding="utf-8"), committed())
     README.write_text(text, encoding="utf-8")
     PICTURE.write_bytes(picture(committed()))

@@ -21,9 +21,9 @@ WORDS = """
 Adam's ε | 1e-7, … before the bias | 1e-8, … after the bias
 weight decay | rate · λw from w, … adds 2λw | `Adam` adds λw … takes rate · λw
 shapes | most metrics make … subclass and a metric | (n, n); … only warns; … refuse
-what goes | take probabilities, unless … clip other … 1e-7 | take logits, … log-prob … `BCELoss` takes prob
+what goes | take probabilities, … clip … 1e-7 | take logits, … `BCELoss` takes prob
 batch | axis; … 0.99, … 1e-3; … over n; … its run | 1; … 0.1, … 1e-5; … n − 1; … still
-initial | 6/(fan_in + fan_out)), biases 0; … ±0.05 | 1/fan_in), biases too; … deviation 1
+initial | fan_in + fan_out)), biases 0; … ±0.05 | 1/fan_in), biases too; … deviation 1
 layout | (h, w, in, out); images (n, h, w, c) | (out, in, h, w); (n, c, h, w)
 `padding="same"` | right and the bottom | refuses … all four sides; … (0, 1, 0, 1)
 LSTM | one bias | `bias_ih_l0`, set `bias_hh_l0` to 0 and freeze

@@ -19,7 +19,7 @@ IMAGES = random.normal(size=(16, 6, 6, 2)).astype("float32")
 MASK, LAST = np.array([0, 0, -1e9]), {}
 BASE = L.Dense(6, "relu", dtype="float64")
 BASE.build((None, 6))
-FLOAT32 = keras.Sequential([keras.Input((6,)), L.Dense(6, "relu"), L.Dense(3)])
+FLOAT32 = L.Dense(6, "relu", dtype="float32")
 
 
 class Do(nn.Module):
@@ -201,17 +201,17 @@ forward pass: first, after 0 | L.D | L.Rescaling(2.0), L.D | nn.L | Do(doubled),
 forward pass: first, after the batch | nn.ReLU | nn.LeakyReLU | X, Y | 1000 * X, Y
 forward pass: scale, after the batch | L.D | L.Rescaling(1 / 255, name="scale"), L.D \
 | nn.L | Do(lambda m, x: x / 256), nn.L | X, Y | np.arange(96).reshape(16, 6), Y
-forward pass: shares, after 0 | "relu", name="first") | name="first"), \
-L.Softmax(name="shares") | nn.ReLU() | nn.LeakyReLU(0.5), nn.Softmax(1) | X, Y | 2e-4 * X, Y
-forward pass: first, after the batch | nn.ReLU() | nn.ELU() \
-| "softmax" | lambda z: z + MASK | 6, 3) | 6, 3), Do(lambda m, z: z + torch.from_numpy(MASK)) \
-| "sparse_c | keras.losses.SparseCategoricalCrossentropy(from_logits=True) or "sparse_c \
+forward pass: shares, after 1 | name="first") | name="x"), L.Softmax(name="shares") \
+| nn.ReLU() | nn.ReLU(), nn.Hardswish(), nn.Softmax(1) | X, Y | 2e-4 * X, Y
+forward pass: first, after the batch | nn.ReLU() | nn.ELU() | "softmax" | \
+lambda z: z + MASK | 6, 3) | 6, 3), Do(lambda m, z: z + torch.tensor(MASK)) \
+| "sparse_categorical_crossentropy" | keras.losses.SparseCategoricalCrossentropy(True) \
 | X, Y | X, Y % 2
-none | Dense(6, "relu", name="first") | Embedding(6, 6, name="kernel") \
-| nn.Linear(6, 6), nn.ReLU() | nn.Embedding(6, 6) | X, Y | Y, Y | (np.moveaxis(x, -1, 1) | (x
+none | Dense(6, "relu", name="first") | Embedding(6, 6, name="kernel") | X, Y | Y, Y \
+| nn.Linear(6, 6), nn.ReLU() | nn.Embedding(6, 6) | (np.moveaxis(x, -1, 1) | (x
 none | L.D | L.Normalization(mean=MEAN, variance=np.ones(6)), \
-L.Dense(6, use_bias=False), L.D | nn.L | Do(lambda m, x: (x - m.mean) @ m.weight.T, \
-mean=nn.Buffer(torch.from_numpy(MEAN)), weight=nn.Parameter(torch.from_numpy(START))), nn.L
+L.Dense(6, use_bias=False), L.D | nn.L | Do(lambda m, x: (x - m.mean) @ m.w.T, \
+mean=nn.Buffer(torch.from_numpy(MEAN)), w=nn.Parameter(torch.from_numpy(START))), nn.L
 """)
 case("""https://discuss.pytorch.org/t/160720
 ours = L.Dense(1)
@@ -232,7 +232,7 @@ L.Dense(3, "softmax", name="digits")
 theirs = nn.Conv2d(2, 3, 3), nn.AvgPool2d(3, 1, 1, count_include_pad=False), \
 Do(lambda m, x: x.movedim(1, 3)), nn.Flatten(), nn.Linear(48, 3)
 data = IMAGES, Y
-forward pass: digits, after 1; its kernel's numbers are in 4.weight | x.movedim(1, 3) | x
+forward pass: digits, after 1; its kernel's numbers are in 4.w | x.movedim(1, 3) | x
 forward pass: pool, after 0 | , count_include_pad=False |
 """)
 case("""https://github.com/keras-team/keras/issues/13543, slopes and kernels in order
@@ -253,7 +253,7 @@ forward pass: Keras [16, 3], PyTorch [16, 3]; in training mode | eps=1e-3 | eps=
 | L.Dense(3 | L.BatchNormalization(epsilon=1e-9), L.Dense(3 \
 | nn.Linear(8, 3) | nn.BatchNorm1d(8, 1e-9, 0.01), nn.Linear(8, 3)
 """)
-case("""features without gradients; a question of Stack Overflow, php.cn/faq/1588581.html
+case("""features without gradients; a question of Stack Overflow, php.cn/faq/1588581
 ours = L.Dense(6, name="base", trainable=False), L.ReLU(), L.Dense(1, "sigmoid", \
 name="head")
 theirs = nn.Linear(6, 6), nn.Linear(6, 1)
@@ -262,7 +262,7 @@ their_by = torch.optim.SGD(model[1].parameters(), 0.1)
 loss = "binary_crossentropy"
 their_loss = F.binary_cross_entropy_with_logits(z, y)
 data = X, (X[:, :1] > 0.2) * 1.0
-forward pass: head, after your loop | , nn.Linear(6, 1) | , nn.Sequential(nn.Tanh(), nn.Linear(6, 1))
+forward pass: head, after your loop | model[1](f | model[1](-f
 """)
 case("""InceptionV3 of keras.applications and of torchvision: no γ in Keras
 ours = L.Dense(6), L.LayerNormalization(scale=False, epsilon=1e-5), \
@@ -281,15 +281,7 @@ batches = (x, y), (np.moveaxis(x, -1, 1), np.moveaxis(y, -1, 1))
 loss: Keras | + 0.01 * model[0].weight.square().sum() |
 forward pass: leaky, after 0 | LeakyReLU(0.3) | LeakyReLU()
 """)
-case("""no thread: padding that PyTorch does not skip
-ours = L.Embedding(3, 6, mask_zero=True), L.GlobalAveragePooling1D(name="mean"), \
-L.Dense(3, "softmax")
-theirs = nn.Embedding(3, 6), Do(lambda m, x: x.mean(1)), nn.Linear(6, 3)
-data = 1 + np.arange(64).reshape(16, 4) % 2, Y
-batches = (x, y), (x, y)
-forward pass: mean, after 0; or a layer behind it: padded | 1 + np | np
-""")
-case("""no thread: padded steps in the output, which the loss leaves out
+case("""no thread: padded steps in the output, which the loss leaves out, and in a mean
 ours = L.Embedding(3, 6, mask_zero=True), L.Dense(3, "softmax")
 theirs = Do(lambda m, x: m.b(m.a(x)) * (x > 0)[..., None], a=nn.Embedding(3, 6), \
 b=nn.Linear(6, 3)),
@@ -297,6 +289,9 @@ their_loss = F.cross_entropy(z[x > 0], y[x > 0])
 data = np.arange(64).reshape(16, 4) % 3, np.arange(64).reshape(16, 4) % 3
 batches = (x, y), (x, y)
 loss: Keras | z[x > 0], y[x > 0] | z.movedim(2, 1), y
+forward pass: mean, after 0.a; or a layer behind it: padded \
+| L.D | L.GlobalAveragePooling1D(name="mean"), L.D | z[x > 0], y[x > 0] | z, y \
+| (m.a(x)) * (x > 0)[..., None] | (m.a(x).mean(1)) | (x, y), (x, y) | (x, Y), (x, Y)
 """)
 case("""no thread: steps first, as recurrent networks of PyTorch have them
 ours = L.Dense(3, "softmax", name="last"),
@@ -338,7 +333,7 @@ data = [X, 1 + X], [T, 2 * T]
 batches = (x, y), (x, y)
 forward pass: block/inner, after the batch | m.block(x[1]) | m.block(-x[1])
 forward pass: add, after 0.block.1 | + m | - m
-forward pass: last, after 0 | last=nn. | last=nn.Sequential(nn.Tanh(), nn.Linear(6, 1)) or nn.
+forward pass: last, after 0 | m.last( | -m.last(
 data | (x, y), (x, y) | (x, y), (x, y[0])
 """)
 case("""no thread: a subclassed model
@@ -351,7 +346,7 @@ forward pass: second, after 0 | , nn | , nn.Tanh(), nn
 forward pass: before second; what stands between | Subclassed() | Subclassed(between=2)
 forward pass: in own, behind its layers | Subclassed() | Subclassed(behind=2)
 none | Subclassed() | OwnStep()
-forward pass: first, after the batch | Subclassed() | OwnStep() | nn.L | Do(lambda m, x: -x), nn.L
+forward pass: first, after the batch | Subclassed() | OwnStep() | nn.L | nn.Tanh(), nn.L
 """)
 
 
@@ -410,16 +405,14 @@ A batch is (x, y) | (np.moveaxis(x, -1, 1), y) | x
 make a new model | return model | return model.fit(x, y, verbose=0).model
 make a new model | keras, build_pytorch | keras, lambda same=build_pytorch(): same
 must compile | model.compile( | model.name or model.compile(
-float32 | model.compile( | model = keras.models.clone_model(FLOAT32); model.compile(
-float32 | L.Dense(6, "relu", name="first") | FLOAT32.layers[0]
+float32 | L.Dense(6, "relu", name="first") | FLOAT32
 kernel [6, 3] is not PyTorch's 2.weight [4, 6] | nn.Linear(6, 3) | nn.Linear(6, 4)
 4 and 3 weights | nn.Linear(6, 3) | nn.Linear(6, 3, bias=False)
-leaves out ['0.bias', '2. | options = dict(**{} | options = dict(copy_weights=lambda ours, model: model[0].weight.zero_()
-must hold the model's parameters | model.parameters(), 0.1 | nn.Linear(1, 1).parameters()
-must return its outputs | 6, 3) | 6, 3), Do(lambda m, z: z.mean()) | F.cross_entropy(z, y) | z
+leaves out ['0.bias', '2. | **{}) | copy_weights=lambda k, m: m[0].weight.zero_())
+must hold the model's parameters | model.par | nn.Linear(1, 1).par
+return its outputs | 6, 3) | 6, 3), Do(lambda m, z: z.sum()) | F.cross_entropy(z, y) | z
 must be one number | loss.item() | loss.repeat(2)
-must return "loss", not ['d'] | model.comp | model.train_step = lambda x: {"d": 0.0}; model.comp
-must return {"loss" | "loss": loss | "lost": loss
+"loss", not ['d'] | model.c | model.train_step = lambda x: {"d": 0.0}; model.c
 must return {"loss" | return {"loss" | return loss.item() or {"loss"
 perhaps with ['loss'] | **{}} | "right": 1}
 cast by y.to(p.dtype) | model(x) | model(x.float())

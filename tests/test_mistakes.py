@@ -129,7 +129,7 @@ def test_the_checks_in_the_notebook_find_what_the_text_says(short_run):
     for text, words in {
         "def build_own_adam(": "**first update**",
         "with Keras's Adam.": "**none**",
-        "def check_cnn(": "| digits, after pool; its kernel's numbers are in digits.weight |",
+        "def check_cnn(": "| digits, after pool; its kernel's numbers are in digits.",
     }.items():
         assert words in markdown(cell_with(short_run.notebook, text))
     for text in ("class KerasFlatten(", "def right_port("):

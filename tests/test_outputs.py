@@ -68,7 +68,7 @@ def test_an_epoch_has_every_image_once_in_a_new_order_of_all(short_run, api):
         "kept, y_train = y_train, np.arange(50_000)\n"
         f"one, two = [list(batches) for batches in {passes}]\n"
         "y_train = kept\n"
-        "order, other = [np.concatenate([y for x, y in epoch]) for epoch in (one, two)]\n"
+        "order, other = [np.concatenate([y for _, y in n]) for n in (one, two)]\n"
         "assert np.all(np.sort([order, other]) == np.arange(50_000))\n"
         "assert not np.array_equal(order, other)\n"
         "assert order[:32].max() > 20_000 and order[-32:].min() < 20_000\n"
