@@ -14,18 +14,15 @@ from matplotlib.figure import Figure
 shown_figures = []
 Figure.savefig = lambda figure, *args, **options: shown_figures.append(figure)
 
-
 def weights_of(model):
     """The weights of a model of either framework, in Keras's layout, in float64."""
     if hasattr(model, "get_weights"):
         return [w.astype("float64") for w in model.get_weights()]
     return [p.detach().double().numpy().T for p in model.parameters()]
 
-
 def logits_by_hand(model, x):
     w, b, v, c = weights_of(model)
     return np.maximum(x @ w + b, 0) @ v + c
-
 
 def by_hand(model, x, y):
     """Loss and accuracy."""

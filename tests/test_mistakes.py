@@ -91,24 +91,16 @@ def test_a_closure_that_fails_leaves_the_options():
     assert optimizer.param_groups[0]["eps"] == 1e-7
 
 
-def in_a_process(first, *texts):
-    """The last line that this line and the cells with these texts write."""
-    cells = [cell_with(committed(), text).source for text in texts]
-    command = [sys.executable, "-c", "\n".join([first, *cells])]
+@pytest.mark.parametrize("first", ["", "import tensorflow", "import keras"])
+def test_the_check_runs_alone_and_below_another_import_says_what_to_do(first):
+    cells = [cell_with(committed(), n) for n in ("def check_port(", "class KerasAdam(")]
+    source = "\n".join([first, *[cell.source for cell in cells]])
+    command = [sys.executable, "-c", source]
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
-    return (ended.stdout or ended.stderr).strip().splitlines()[-1]
-
-
-def test_the_check_and_keras_adam_run_alone_in_a_process():
-    last = in_a_process("", "def check_port(", "class KerasAdam(")
-    assert last.startswith("KerasAdam: first step")
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
-def test_below_another_import_the_check_says_what_to_do():
-    for library in ("tensorflow", "keras"):
-        last = in_a_process(f"import {library}", "def check_port(")
-        assert last.startswith("ImportError") and "above every other import" in last
+    expected = "KerasAdam: first step"
+    if first and importlib.util.find_spec("triton"):
+        expected = "above every other import"
+    assert expected in (ended.stdout or ended.stderr).splitlines()[-1]
 
 
 def test_the_first_steps_of_the_two_adams_are_those_of_their_formulas(short_run):
