@@ -253,7 +253,7 @@ forward pass: Keras [16, 3], PyTorch [16, 3]; in training mode | eps=1e-3 | eps=
 | L.Dense(3 | L.BatchNormalization(epsilon=1e-9), L.Dense(3 \
 | nn.Linear(8, 3) | nn.BatchNorm1d(8, 1e-9, 0.01), nn.Linear(8, 3)
 """)
-case("""features without gradients; a question of Stack Overflow, php.cn/faq/1588581
+case("""features without gradients; from Stack Overflow, php.cn/faq/1588581.html
 ours = L.Dense(6, name="base", trainable=False), L.ReLU(), L.Dense(1, "sigmoid", \
 name="head")
 theirs = nn.Linear(6, 6), nn.Linear(6, 1)
@@ -272,7 +272,7 @@ options = copy_weights=lambda ours, model: fill(model, ours, place=2, constant=1
 """)
 case("""https://github.com/znxlwm/UGATIT-pytorch/issues/6
 ours = L.Conv2D(4, 3, kernel_regularizer="l2"), L.LeakyReLU(name="leaky"), \
-L.Conv2D(1, 3, name="maps")
+L.Conv2D(1, 3)
 theirs = nn.Conv2d(2, 4, 3), nn.LeakyReLU(0.3), nn.Conv2d(4, 1, 3)
 loss = "mse"
 their_loss = F.mse_loss(z, y) + 0.01 * model[0].weight.square().sum()

@@ -1,4 +1,4 @@
-"""What sections 1 to 5 show is what was computed; 7 and 10, of made-up trainings too."""
+"""What sections 1 to 5, 7 and 10 show is what was computed, also of made-up runs."""
 
 import ast
 import importlib.metadata
