@@ -262,7 +262,8 @@ their_by = torch.optim.SGD(model[1].parameters(), 0.1)
 loss = "binary_crossentropy"
 their_loss = F.binary_cross_entropy_with_logits(z, y)
 data = X, (X[:, :1] > 0.2) * 1.0
-forward pass: head, after your loop | model[1](f | model[1](-f
+forward pass: head, after your loop | , nn.Linear(6, 1) \
+| , nn.Sequential(nn.Tanh(), nn.Linear(6, 1))
 """)
 case("""InceptionV3 of keras.applications and of torchvision: no γ in Keras
 ours = L.Dense(6), L.LayerNormalization(scale=False, epsilon=1e-5), \
